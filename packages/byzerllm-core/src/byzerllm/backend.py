@@ -1,0 +1,246 @@
+"""The interface that every backend and every provider implements.
+
+A plugin registers a `BackendSpec`, which is light: it names the class by a dotted path, so that
+listing backends imports no engine. The class is imported inside the worker.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import types
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import pydantic
+
+from byzerllm.errors import CapabilityError, NotInstalledError, ParameterError
+
+if TYPE_CHECKING:
+    from byzerllm.requests import (
+        EmbedRequest,
+        EmbedResult,
+        GenerateChunk,
+        GenerateRequest,
+        ModelMeta,
+    )
+    from byzerllm.runtime.deployment import DeploymentSpec
+
+Capability = Literal[
+    "chat", "completion", "embedding", "tokenize", "chat_template", "logprobs", "constrained"
+]
+"""What a backend can do; `CapabilityError` names the missing one."""
+
+
+class Parameters(pydantic.BaseModel):
+    """Base of a backend's typed `infer_params`.
+
+    A subclass declares one field per parameter with a description and a default; values may come
+    as text (`--infer_params n_ctx=2048`). Secrets are `pydantic.SecretStr`, which also keeps them
+    out of every repr, log and stat.
+
+    Class attributes:
+        prefixes: what may stand before a name in `infer_params`: `backend.` or `saas.`.
+    """
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
+    )
+    prefixes: ClassVar[tuple[str, ...]] = ("backend.",)
+
+    @classmethod
+    def names(cls) -> dict[str, str]:
+        """Accepted spellings, prefix left out, and the field that each means."""
+        spellings: dict[str, str] = {}
+        for name, info in cls.model_fields.items():
+            spellings[name] = name
+            if info.alias:
+                spellings[info.alias] = name
+        return spellings
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], *, where: str) -> Self:
+        """Check `infer_params` against the declared fields.
+
+        Raises:
+            ParameterError: an unknown key (with the nearest match), a missing one, or a value of
+                the wrong type. The value of a secret is never repeated.
+        """
+        spellings = cls.names()
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            bare = next((key.removeprefix(p) for p in cls.prefixes if key.startswith(p)), key)
+            if bare not in spellings:
+                raise ParameterError.unknown(key, spellings, where=where)
+            values[spellings[bare]] = value
+        try:
+            return cls(**values)
+        except pydantic.ValidationError as error:
+            raise cls._explain(error, where) from None
+
+    @classmethod
+    def _explain(cls, error: pydantic.ValidationError, where: str) -> ParameterError:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        info = cls.model_fields.get(name)
+        secret = info is not None and pydantic.SecretStr in _members(info.annotation)
+        shown = "" if secret or first["type"] == "missing" else f" (got {first['input']!r})"
+        return ParameterError.invalid(name, f"{first['msg']}{shown}", where=where)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What one worker reserves: resource bundles and how they may spread over nodes.
+
+    Attributes:
+        bundles: one dict of Ray resources per process of the worker (`{"CPU": 1, "GPU": 1}`); the
+            worker actor itself runs in the first.
+        strategy: Ray's placement group strategy.
+    """
+
+    bundles: Sequence[Mapping[str, float]]
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "STRICT_PACK"
+
+
+def single_bundle(spec: DeploymentSpec) -> Placement:
+    """All of a worker's CPUs, GPUs and custom resources in one bundle."""
+    return Placement(bundles=[spec.worker_resources()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendSpec:
+    """What the system must know of a backend before it loads one.
+
+    Attributes:
+        name: the `--infer_backend` value; for a provider, what follows `saas/`.
+        path: `package.module:Class` of the `Backend`, imported in the worker only.
+        parameters: the typed `infer_params`.
+        description: one line for tables.
+        aliases: other spellings of the name (`InferBackend` values, `backend` in `get_meta`).
+        model_types: accepted `pretrained_model_type`s; an entry that ends in `*` is a prefix.
+        formats: model formats that choose this backend when none is named (`gguf`).
+        capabilities: what the class implements.
+        extra_parameters: generation parameters beyond the common ones that requests may carry.
+        default_concurrency: requests that one worker runs at once when nothing is said.
+        retryable: false when a request costs money or is not safe to repeat.
+        hosted: the model lives at a vendor; no `model_path` is needed.
+        placement: what one worker reserves.
+        install: the `pip install` line that brings the engine.
+    """
+
+    name: str
+    path: str
+    parameters: type[Parameters]
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ("custom/auto",)
+    formats: tuple[str, ...] = ()
+    capabilities: frozenset[Capability] = frozenset({"chat"})
+    extra_parameters: frozenset[str] = frozenset()
+    default_concurrency: int = 1
+    retryable: bool = True
+    hosted: bool = False
+    placement: Callable[[DeploymentSpec], Placement] = single_bundle
+    install: str = ""
+
+    def accepts_type(self, model_type: str) -> bool:
+        return any(
+            model_type.startswith(t[:-1]) if t.endswith("*") else model_type == t
+            for t in self.model_types
+        )
+
+    def load(self) -> type[Backend]:
+        """Import the class.
+
+        Raises:
+            NotInstalledError: the engine is missing; names the pip line.
+        """
+        module, _, attribute = self.path.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+        except ModuleNotFoundError as error:
+            hint = f"; run: {self.install}" if self.install else ""
+            raise NotInstalledError(
+                f"backend {self.name!r} needs the package {error.name!r}{hint}"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendContext:
+    """What a backend gets when it is created inside its worker.
+
+    Attributes:
+        model: the deployment's name.
+        model_path: a local file or folder, already fetched; None for a hosted model.
+        model_type: the `pretrained_model_type` asked for.
+        parameters: an instance of the spec's `parameters`.
+        concurrency: requests that the worker will run at once.
+        cpus, gpus: what the worker reserved; fractions are possible.
+        worker_index: 0 to number of workers - 1.
+        placement_group: Ray's group of this worker for engines that start ranks; None without Ray.
+        report: tells the one who waits for `deploy` what goes on (`report("loading weights")`).
+    """
+
+    model: str
+    model_path: Path | None
+    model_type: str
+    parameters: Any
+    concurrency: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    worker_index: int = 0
+    placement_group: Any = None
+    report: Callable[[str], None] = field(default=lambda phase: None)
+
+
+class Backend(abc.ABC):
+    """One loaded model. Methods run on the worker's event loop and must not block it.
+
+    Cancelling is asyncio's: the worker closes the iterator of `generate` or cancels the task, and
+    the engine must then stop working on the request before the next token.
+    """
+
+    @classmethod
+    @abc.abstractmethod
+    async def create(cls, context: BackendContext) -> Self:
+        """Load the model.
+
+        Raises:
+            ByzerLLMError: named where the cause is known; any other exception becomes a
+                `ModelLoadError` with its traceback.
+        """
+
+    @abc.abstractmethod
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        """Answer a chat or a completion; the last chunk has `finish_reason` and `usage`."""
+
+    @abc.abstractmethod
+    async def meta(self) -> ModelMeta:
+        """What the model is; cheap."""
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """One vector per text."""
+        raise self._lacks("embedding")
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, no special tokens added."""
+        raise self._lacks("tokenize")
+
+    async def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
+        """The prompt that the model's own chat template makes of `messages`."""
+        raise self._lacks("chat_template")
+
+    async def health(self) -> None:
+        """Raise when the engine cannot answer any more; cheap and local."""
+
+    async def close(self) -> None:
+        """Free what the model holds. Called once, after the last request."""
+
+    def _lacks(self, capability: Capability) -> CapabilityError:
+        return CapabilityError(f"{type(self).__name__} has no capability {capability!r}")

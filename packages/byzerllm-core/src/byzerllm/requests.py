@@ -1,0 +1,267 @@
+"""Requests, their results and the chunks of a stream: the plain data that crosses processes.
+
+All are msgspec structs. A struct tolerates fields that it does not know, so that a newer caller
+can talk to an older worker; `runtime.wire` puts a protocol number in front for changes that
+cannot be tolerated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from byzerllm.errors import ParameterError
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+RequestKind = Literal["chat", "embedding", "tokenizer", "apply_chat_template", "meta"]
+"""What a request is, as `setup_pin_model_worker_mapping` names it."""
+
+NonNegative = Annotated[float, Meta(ge=0)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+
+
+class SamplingParams(Struct, kw_only=True, omit_defaults=True, frozen=True):
+    """How an answer is generated. `None` leaves a value to the engine.
+
+    Attributes:
+        max_tokens: limit of new tokens (the seed's `max_length`).
+        temperature: 0 is greedy.
+        top_p, top_k, min_p: truncation of the distribution.
+        repetition_penalty: 1 is off; above 1 discourages tokens of prompt and answer.
+        presence_penalty, frequency_penalty: OpenAI's, over the answer.
+        seed: makes sampling repeatable on engines that can.
+        stop: texts that end the answer; not part of it.
+        stop_token_ids: tokens that end the answer; not part of it.
+        ignore_eos: go on after the model's own end token.
+        logprobs: number of alternatives per token (0: the chosen token's alone).
+        logit_bias: added to a token's logit, by token id.
+        json_schema: the answer is one JSON value of this schema. Constrained decoding, on
+            models whose meta says `constrained`.
+        grammar: the answer matches this grammar in the engine's own notation (GBNF).
+        extra: names that only this backend or provider knows, checked in the worker.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: NonNegative | None = None
+    top_p: Probability | None = None
+    top_k: int | None = None
+    min_p: Probability | None = None
+    repetition_penalty: NonNegative | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logit_bias: dict[int, float] | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: str | None = None
+    extra: dict[str, Any] = {}
+
+    @classmethod
+    def parse(cls, *layers: Mapping[str, Any]) -> SamplingParams:
+        """Merge the user's spellings, later layers winning.
+
+        `gen.X`, `generation.X` and `X` are the same name; `max_length` and `max_new_tokens` are
+        `max_tokens`; `stop` may be one text. Names that are not generation parameters land in
+        `extra`, where the worker accepts or refuses them by what its backend declares.
+
+        Raises:
+            ParameterError: a value has the wrong type or is out of range.
+        """
+        known: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        for layer in layers:
+            for key, value in layer.items():
+                name = _canonical(key)
+                if name not in _FIELDS:
+                    extra[name] = value
+                elif value is not None:
+                    known[name] = _value(name, value)
+        if not known and not extra:
+            return _DEFAULT
+        try:
+            params = msgspec.convert(known, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise _explain(known, error) from None
+        return msgspec.structs.replace(params, extra=extra) if extra else params
+
+
+_FIELDS = frozenset(SamplingParams.__struct_fields__) - {"extra"}
+_DEFAULT = SamplingParams()
+_SPELLINGS = {
+    "max_length": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "max_output_length": "max_tokens",
+    "n_predict": "max_tokens",
+    "stop_sequences": "stop",
+    "repeat_penalty": "repetition_penalty",
+    "random_seed": "seed",
+}
+
+
+def generation_names() -> frozenset[str]:
+    """Every generation parameter in its own spelling."""
+    return _FIELDS
+
+
+def _canonical(key: str) -> str:
+    name = key.removeprefix("gen.").removeprefix("generation.")
+    return _SPELLINGS.get(name, name)
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "stop" and isinstance(value, str):
+        return [value]
+    if name == "logprobs" and isinstance(value, bool):
+        return 0 if value else None
+    return value
+
+
+def _explain(known: Mapping[str, Any], error: msgspec.ValidationError) -> ParameterError:
+    for name, value in known.items():
+        try:
+            msgspec.convert({name: value}, SamplingParams, strict=False)
+        except msgspec.ValidationError as single:
+            reason = str(single).split(" - at ")[0]
+            return ParameterError.invalid(name, f"{reason} (got {value!r})", where="generation")
+    return ParameterError(f"generation parameters: {error}")
+
+
+class GenerateRequest(Struct, kw_only=True, omit_defaults=True, tag="generate"):
+    """A chat (`messages`) or a completion (`prompt`); exactly one of the two is set.
+
+    Attributes:
+        id: unique; `abort` takes it.
+        messages: OpenAI's shape, rendered with the engine's own chat template.
+        prompt: text that goes to the model as it is.
+        stream: the caller reads chunks; else it gets one `GenerateResult`.
+        extra: vendor parameters from `extra_request_params`, passed on unchecked.
+    """
+
+    id: str
+    messages: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+    sampling: SamplingParams = _DEFAULT
+    stream: bool = False
+    extra: dict[str, Any] = {}
+
+
+class EmbedRequest(Struct, kw_only=True, omit_defaults=True, tag="embed"):
+    """Texts to turn into vectors."""
+
+    id: str
+    texts: list[str]
+    extra: dict[str, Any] = {}
+
+
+class TokenizeRequest(Struct, kw_only=True, omit_defaults=True, tag="tokenize"):
+    """A text to turn into token ids."""
+
+    id: str
+    text: str
+
+
+class ApplyTemplateRequest(Struct, kw_only=True, omit_defaults=True, tag="apply_chat_template"):
+    """Messages to render with the engine's own chat template, without generating."""
+
+    id: str
+    messages: list[dict[str, Any]]
+
+
+class MetaRequest(Struct, kw_only=True, omit_defaults=True, tag="meta"):
+    """Asks what the model is."""
+
+    id: str
+
+
+Request = GenerateRequest | EmbedRequest | TokenizeRequest | ApplyTemplateRequest | MetaRequest
+
+
+class TokenLogprob(Struct, kw_only=True, omit_defaults=True):
+    """One generated token: its text, id, natural log-probability, and the best alternatives."""
+
+    token: str
+    id: int
+    logprob: float
+    top: list[tuple[str, int, float]] = []
+
+
+class Usage(Struct, kw_only=True, omit_defaults=True):
+    """Token counts of a request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class GenerateChunk(Struct, kw_only=True, omit_defaults=True, tag="chunk"):
+    """The next piece of an answer. The last one has `finish_reason` and `usage`.
+
+    A backend never splits a character: `text` is whole Unicode. `elapsed` and `first_token`
+    (seconds since the worker took the request) are filled in by the worker on the last chunk.
+    """
+
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    reasoning: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    first_token: float = 0.0
+    elapsed: float = 0.0
+
+
+class GenerateResult(Struct, kw_only=True, omit_defaults=True, tag="generated"):
+    """A whole answer. Times in seconds since the worker took the request."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    reasoning: str = ""
+    first_token: float = 0.0
+    elapsed: float = 0.0
+
+
+class EmbedResult(Struct, kw_only=True, omit_defaults=True, tag="embedded"):
+    """One vector per text, in their order."""
+
+    vectors: list[list[float]]
+    usage: Usage = Usage()
+
+
+class TokenizeResult(Struct, kw_only=True, omit_defaults=True, tag="tokenized"):
+    token_ids: list[int]
+
+
+class ApplyTemplateResult(Struct, kw_only=True, omit_defaults=True, tag="applied"):
+    text: str
+
+
+class ModelMeta(Struct, kw_only=True, tag="model_meta"):
+    """What `get_meta` shows: the seed's keys, and what the client must know of a model.
+
+    Attributes:
+        constrained: `json_schema` and `grammar` are honoured by constrained decoding.
+        message_format: the engine takes messages in OpenAI's shape.
+    """
+
+    model_deploy_type: Literal["proprietary", "saas"]
+    backend: str
+    support_stream: bool = True
+    support_chat_template: bool = False
+    max_model_len: int | None = None
+    architectures: list[str] = []
+    model_name: str = ""
+    embedding_mode: bool = False
+    message_format: bool = True
+    constrained: bool = False
+
+
+Result = GenerateResult | EmbedResult | TokenizeResult | ApplyTemplateResult | ModelMeta

@@ -1,0 +1,1 @@
+"""Where models live: Ray actors, the traffic to them, and the same without Ray."""

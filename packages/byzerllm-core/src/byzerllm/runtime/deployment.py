@@ -1,0 +1,182 @@
+"""What `deploy` asked for, as plain data that crosses processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from byzerllm.errors import NotInstalledError, ParameterError
+
+if TYPE_CHECKING:
+    from byzerllm.backend import BackendSpec
+    from byzerllm.plugins import Plugins
+
+DEFAULT_MAX_QUEUE = 100
+DEFAULT_BALANCER = "lru"
+MASK = "******"
+_SECRET = re.compile(r"(key|token|secret|password|passwd|credential)s?$", re.IGNORECASE)
+_NAME = re.compile(r"^[^\s:/]{1,100}$")
+
+
+class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
+    """One deployment as it was asked for.
+
+    Attributes:
+        model: the name that users call.
+        backend: a backend's name; `saas/NAME` for a provider; empty chooses one.
+        model_path: a path on the worker's node, or a reference with a scheme (`demo:`, `hf:`).
+        model_type: the `pretrained_model_type`.
+        infer_params: the backend's parameters, as given.
+        num_workers: worker actors, each with its own copy of the model.
+        gpus_per_worker, cpus_per_worker: what each reserves; fractions share a device.
+        worker_concurrency: requests that a worker runs at once; 0 takes the backend's default.
+        max_queue: requests that wait in a worker beyond those; one more is refused.
+        balancer: how callers pick a worker.
+        resources: custom Ray resources that each worker reserves.
+        node: address of the node that the workers must run on; empty is anywhere.
+        disabled_plugins: entry points that the workers leave out too.
+    """
+
+    model: str
+    backend: str = ""
+    model_path: str = ""
+    model_type: str = "custom/auto"
+    infer_params: dict[str, Any] = {}
+    num_workers: int = 1
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: float = 1.0
+    worker_concurrency: int = 0
+    max_queue: int = DEFAULT_MAX_QUEUE
+    balancer: str = DEFAULT_BALANCER
+    resources: dict[str, float] = {}
+    node: str = ""
+    disabled_plugins: list[str] = []
+
+    def worker_resources(self) -> dict[str, float]:
+        """The Ray resources of one worker as one bundle; never empty."""
+        bundle = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, **self.resources}
+        if self.node:
+            bundle[f"node:{self.node}"] = 0.001
+        bundle = {name: amount for name, amount in bundle.items() if amount > 0}
+        return bundle or {"CPU": 0.001}
+
+    def masked(self) -> dict[str, Any]:
+        """All fields, secrets in `infer_params` replaced by asterisks."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        if self.infer_params:
+            fields["infer_params"] = {
+                key: MASK if is_secret(key) else value for key, value in self.infer_params.items()
+            }
+        return fields
+
+    def secrets(self) -> Iterator[str]:
+        """The secret values, to be cut out of texts that leave the worker."""
+        for key, value in self.infer_params.items():
+            if is_secret(key) and isinstance(value, str) and len(value) > 3:
+                yield value
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{key}={value!r}" for key, value in self.masked().items())
+        return f"DeploymentSpec({inside})"
+
+
+def is_secret(key: str) -> bool:
+    """Whether an `infer_params` key names a secret (`saas.api_key`, `hf_token`, …)."""
+    return bool(_SECRET.search(key))
+
+
+def redact(text: str, spec: DeploymentSpec) -> str:
+    """`text` without any of the deployment's secrets."""
+    for value in spec.secrets():
+        text = text.replace(value, MASK)
+    return text
+
+
+def resolve(spec: DeploymentSpec, plugins: Plugins) -> tuple[DeploymentSpec, BackendSpec]:
+    """Check everything that can be known without a cluster, and choose the backend.
+
+    The choice when none is named: type `saas/…` → that provider; a format that a backend claims
+    (GGUF → llama_cpp); GPUs asked for and vLLM installed → vLLM; else transformers.
+
+    Returns:
+        the spec with `backend` and `worker_concurrency` filled in, and the backend.
+
+    Raises:
+        ParameterError: a wrong name, number or `infer_params` entry.
+        NotInstalledError: the backend's package is missing.
+        ModelSourceError: a model path is needed and was not given.
+    """
+    _check_numbers(spec)
+    plugins.balancers.get(spec.balancer)
+    backend = _choose(spec, plugins)
+    if not backend.hosted and not backend.accepts_type(spec.model_type):
+        raise ParameterError.unknown(
+            spec.model_type, backend.model_types, where=f"pretrained_model_type of {backend.name}"
+        )
+    backend.parameters.parse(spec.infer_params, where=f"backend {backend.name!r}")
+    name = f"saas/{backend.name}" if backend.hosted else backend.name
+    concurrency = spec.worker_concurrency or backend.default_concurrency
+    return msgspec.structs.replace(spec, backend=name, worker_concurrency=concurrency), backend
+
+
+def backend_of(spec: DeploymentSpec, plugins: Plugins) -> BackendSpec:
+    """The backend or provider that a resolved spec names."""
+    if spec.backend.startswith("saas/"):
+        return plugins.providers.get(spec.backend.removeprefix("saas/"))
+    return plugins.backend(spec.backend)
+
+
+def _choose(spec: DeploymentSpec, plugins: Plugins) -> BackendSpec:
+    if spec.model_type.startswith("saas/"):
+        provider = spec.model_type.removeprefix("saas/")
+        if provider not in plugins.providers and not len(list(plugins.providers)):
+            raise NotInstalledError(
+                f"provider {spec.model_type!r} is not installed; run: pip install byzerllm-saas"
+            )
+        return plugins.providers.get(provider)
+    if spec.backend:
+        return plugins.backend(spec.backend)
+    for backend in plugins.backends.values():
+        if plugins_format(spec.model_path, plugins) in backend.formats:
+            return backend
+    if plugins_format(spec.model_path, plugins) == "gguf":
+        return plugins.backend("llama_cpp")
+    if spec.gpus_per_worker > 0 and "ray/vllm" in plugins.backends:
+        return plugins.backend("ray/vllm")
+    return plugins.backend("transformers")
+
+
+def plugins_format(model_path: str, plugins: Plugins) -> str:
+    """The model format that a path or a reference shows without being opened, or ''."""
+    scheme, _, reference = model_path.partition(":")
+    if reference and scheme in plugins.sources:
+        return plugins.sources.get(scheme).format_of(reference)
+    return "gguf" if model_path.lower().endswith(".gguf") else ""
+
+
+def _check_numbers(spec: DeploymentSpec) -> None:
+    def refuse(name: str, reason: str) -> ParameterError:
+        return ParameterError.invalid(name, reason, where="deploy")
+
+    if not _NAME.match(spec.model):
+        raise refuse(
+            "model", f"a name of 1 to 100 characters without spaces, ':' or '/' (got {spec.model!r})"
+        )
+    if spec.num_workers < 1:
+        raise refuse("num_workers", f"at least 1 (got {spec.num_workers})")
+    if spec.worker_concurrency < 0:
+        raise refuse("worker_concurrency", f"at least 1 (got {spec.worker_concurrency})")
+    if spec.max_queue < 0:
+        raise refuse("max_queue", f"at least 0 (got {spec.max_queue})")
+    for name, amount in (
+        ("gpus_per_worker", spec.gpus_per_worker),
+        ("cpus_per_worker", spec.cpus_per_worker),
+    ):
+        if amount < 0:
+            raise refuse(name, f"at least 0 (got {amount})")
+    if spec.gpus_per_worker > 1 and spec.gpus_per_worker != int(spec.gpus_per_worker):
+        raise refuse("gpus_per_worker", f"whole GPUs above 1 (got {spec.gpus_per_worker})")
