@@ -236,10 +236,10 @@ class Backend(abc.ABC):
         """The prompt that the model's own chat template makes of `messages`."""
         raise self._lacks("chat_template")
 
-    async def health(self) -> None:
+    async def health(self) -> None:  # noqa: B027 - optional
         """Raise when the engine cannot answer any more; cheap and local."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 - optional
         """Free what the model holds. Called once, after the last request."""
 
     def _lacks(self, capability: Capability) -> CapabilityError:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from byzerllm.templates import Template
 
 HOOK_API_VERSION = 1
-"""Version of the hooks below. A plugin that needs a certain one sets the same name in its module."""
+"""Version of the hooks below. A plugin that needs a certain one sets this name in its module."""
 
 hookspec = pluggy.HookspecMarker("byzerllm")
 hookimpl = pluggy.HookimplMarker("byzerllm")

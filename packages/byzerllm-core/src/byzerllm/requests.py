@@ -192,7 +192,7 @@ class TokenLogprob(Struct, kw_only=True, omit_defaults=True):
     top: list[tuple[str, int, float]] = []
 
 
-class Usage(Struct, kw_only=True, omit_defaults=True):
+class Usage(Struct, kw_only=True, omit_defaults=True, frozen=True):
     """Token counts of a request."""
 
     prompt_tokens: int = 0

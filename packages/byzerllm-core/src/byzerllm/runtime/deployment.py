@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
         resources: custom Ray resources that each worker reserves.
         node: address of the node that the workers must run on; empty is anywhere.
         disabled_plugins: entry points that the workers leave out too.
+        project: label of the `byzerllm up` file that asked for it.
     """
 
     model: str
@@ -55,6 +57,11 @@ class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
     resources: dict[str, float] = {}
     node: str = ""
     disabled_plugins: list[str] = []
+    project: str = ""
+
+    def fingerprint(self) -> str:
+        """A digest of all fields: equal for specs that ask for the same."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
 
     def worker_resources(self) -> dict[str, float]:
         """The Ray resources of one worker as one bundle; never empty."""
@@ -66,7 +73,7 @@ class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
 
     def masked(self) -> dict[str, Any]:
         """All fields, secrets in `infer_params` replaced by asterisks."""
-        fields: dict[str, Any] = msgspec.to_builtins(self)
+        fields: dict[str, Any] = msgspec.structs.asdict(self)
         if self.infer_params:
             fields["infer_params"] = {
                 key: MASK if is_secret(key) else value for key, value in self.infer_params.items()
@@ -164,7 +171,8 @@ def _check_numbers(spec: DeploymentSpec) -> None:
 
     if not _NAME.match(spec.model):
         raise refuse(
-            "model", f"a name of 1 to 100 characters without spaces, ':' or '/' (got {spec.model!r})"
+            "model",
+            f"a name of 1 to 100 characters without spaces, ':' or '/' (got {spec.model!r})",
         )
     if spec.num_workers < 1:
         raise refuse("num_workers", f"at least 1 (got {spec.num_workers})")

@@ -1,0 +1,708 @@
+"""ByzerLLM: one way to deploy and call every model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from typing import Any, Literal, Self
+
+import msgspec
+
+from byzerllm.client.chat import (
+    Conversations,
+    StreamReader,
+    build_request,
+    check_unsupported,
+    new_request_id,
+    prompt_text,
+    to_response,
+)
+from byzerllm.client.observers import Observers
+from byzerllm.client.settings import ModelSettings, Settings, checked_setting
+from byzerllm.client.types import (
+    Embeddings,
+    InferBackend,
+    LLMRequest,
+    LLMResponse,
+    Metadata,
+    StreamItem,
+)
+from byzerllm.errors import ParameterError, TemplateError
+from byzerllm.messages import normalise
+from byzerllm.plugins import get_plugins
+from byzerllm.requests import (
+    ApplyTemplateRequest,
+    ApplyTemplateResult,
+    EmbedRequest,
+    EmbedResult,
+    GenerateChunk,
+    GenerateRequest,
+    GenerateResult,
+    MetaRequest,
+    ModelMeta,
+    Request,
+    RequestKind,
+    Result,
+    SamplingParams,
+    TokenizeRequest,
+    TokenizeResult,
+)
+from byzerllm.runtime.base import Progress, Runtime
+from byzerllm.runtime.deployment import DeploymentSpec
+from byzerllm.runtime.wire import kind_of
+from byzerllm.templates import Template
+
+_PIN_KINDS: tuple[RequestKind, ...] = (
+    "chat",
+    "embedding",
+    "tokenizer",
+    "apply_chat_template",
+    "meta",
+)
+_PIN_SPELLINGS = {"complete": "chat", "complete/chat": "chat"}
+
+
+class ByzerLLM:
+    """A client of the models of one runtime.
+
+    Args:
+        url: a Ray address to connect to first; None uses the connection that the process has.
+        verbose: log each request's id, model and times to the `byzerllm` logger.
+        runtime: `ray` calls the workers of the connected cluster; `local` runs models in this
+            process.
+        options: deployment settings by name, as `setup` takes them.
+
+    Raises:
+        ParameterError: an unknown runtime or option.
+        ClusterNotFoundError: with `ray`, at the first call, when the process is not connected.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        verbose: bool = False,
+        runtime: Literal["ray", "local"] = "ray",
+        **options: Any,
+    ) -> None:
+        if runtime not in ("ray", "local"):
+            raise ParameterError.unknown(runtime, ("ray", "local"), where="runtime")
+        if url:
+            from byzerllm.runtime.cluster import connect_cluster
+
+            connect_cluster(url)
+        self.verbose = verbose
+        self._runtime_name = runtime
+        self._settings = Settings()
+        self._observed: bool | None = None
+        for name, value in options.items():
+            self.setup(name, value)
+
+    # Settings. Each returns the client, so that calls can be chained.
+
+    def setup(self, name: str, value: Any) -> Self:
+        """Any deployment setting by name: `num_workers`, `gpus_per_worker`, `cpus_per_worker`,
+        `worker_concurrency`, `infer_backend`, `load_balance_way`, `max_queue`, `resources`,
+        `node`, `project`, and `timeout` (seconds that one request may take)."""
+        canonical, checked = checked_setting(name, value)
+        setattr(self._settings, canonical, checked)
+        return self
+
+    def setup_reset(self) -> Self:
+        """Forget every setting."""
+        self._settings = Settings()
+        return self
+
+    def setup_gpus_per_worker(self, n: float) -> Self:
+        """GPUs that each worker reserves; a fraction shares one."""
+        return self.setup("gpus_per_worker", n)
+
+    def setup_cpus_per_worker(self, n: float) -> Self:
+        """CPUs that each worker reserves; a fraction shares one."""
+        return self.setup("cpus_per_worker", n)
+
+    def setup_num_workers(self, n: int) -> Self:
+        """Workers, each with its own copy of the model."""
+        return self.setup("num_workers", n)
+
+    def setup_worker_concurrency(self, n: int) -> Self:
+        """Requests that one worker runs at once."""
+        return self.setup("worker_concurrency", n)
+
+    def setup_infer_backend(self, backend: InferBackend | str) -> Self:
+        """The backend of models on our machines; ignored for `saas/…` types."""
+        return self.setup("infer_backend", str(backend))
+
+    def setup_load_balance_way(self, way: str) -> Self:
+        """`lru`, `round_robin`, `least_busy`, or a plugin's balancer."""
+        get_plugins().balancers.get(way)
+        return self.setup("load_balance_way", way)
+
+    def setup_default_model_name(self, model: str) -> Self:
+        """The model of calls that name none."""
+        self._settings.default_model_name = model
+        return self
+
+    def setup_default_emb_model_name(self, model: str) -> Self:
+        """The embedding model of calls that name none."""
+        self._settings.default_emb_model_name = model
+        return self
+
+    def setup_default_re_rank_model_name(self, model: str) -> Self:
+        """The reranking model of calls that name none."""
+        self._settings.default_re_rank_model_name = model
+        return self
+
+    def setup_template(self, model: str, template: Template | Literal["auto"]) -> Self:
+        """Render this model's conversations with a template instead of the engine's own.
+
+        Args:
+            template: one of `Templates`, or `auto` for the engine's own chat template.
+
+        Raises:
+            TemplateError: `auto`, and the model has no chat template.
+        """
+        if template == "auto":
+            return self.setup_auto(model)
+        if not isinstance(template, Template):
+            raise ParameterError(
+                f"template {template!r} is none; pass 'auto' or one of Templates: "
+                f"{', '.join(get_plugins().templates)}"
+            )
+        self._settings.of(model).template = template
+        return self
+
+    def setup_auto(self, model: str) -> Self:
+        """Use the engine's own chat template. Raises TemplateError when the model has none."""
+        meta = self.get_meta(model)
+        if meta["model_deploy_type"] != "saas" and not meta["support_chat_template"]:
+            raise TemplateError(
+                f"model {model!r} has no chat template of its own; choose one: "
+                f"llm.setup_template({model!r}, Templates.…()) with "
+                f"{', '.join(get_plugins().templates)}"
+            )
+        self._settings.of(model).template = None
+        return self
+
+    def setup_role_mapping(self, model: str, mapping: Mapping[str, str]) -> Self:
+        """Role names of the model's template, by `user`, `assistant`, `system` (or the seed's
+        `user_role`, `assistant_role`, `system_msg`)."""
+        self._settings.of(model).role_mapping = dict(mapping)
+        return self
+
+    def setup_max_model_length(self, model: str, n: int) -> Self:
+        """The model's context in tokens, as this client shall believe."""
+        self._settings.of(model).max_model_length = _positive("max_model_length", n)
+        return self
+
+    def setup_max_input_length(self, model: str, n: int) -> Self:
+        """Refuse conversations of more characters."""
+        self._settings.of(model).max_input_length = _positive("max_input_length", n)
+        return self
+
+    def setup_max_output_length(self, model: str, n: int) -> Self:
+        """Upper limit of new tokens, also where a call asks for more."""
+        self._settings.of(model).max_output_length = _positive("max_output_length", n)
+        return self
+
+    def setup_extra_generation_params(
+        self, model: str, extra_generation_params: Mapping[str, Any]
+    ) -> Self:
+        """Default generation parameters of this model; a call's own win."""
+        SamplingParams.parse(extra_generation_params)
+        self._settings.of(model).generation = dict(extra_generation_params)
+        return self
+
+    def setup_pin_model_worker_mapping(self, mapping: Mapping[str, int]) -> Self:
+        """Send kinds of requests to certain workers: `{"embedding": 0, "meta": 0}`."""
+        pins: dict[str, int] = {}
+        for kind, index in mapping.items():
+            canonical = _PIN_SPELLINGS.get(kind, kind)
+            if canonical not in _PIN_KINDS:
+                raise ParameterError.unknown(kind, _PIN_KINDS, where="pin_model_worker_mapping")
+            if not isinstance(index, int) or index < 0:
+                raise ParameterError.invalid(
+                    kind, f"a worker's number, 0 first (got {index!r})", where="pinning"
+                )
+            pins[canonical] = index
+        self._settings.pins = pins
+        return self
+
+    def setup_function_calling_format_func(self, model: str, f: Callable[..., str]) -> Self:
+        """Replace the prompt format of function calling."""
+        return self._format(model, "function_calling", f)
+
+    def setup_response_class_format_func(self, model: str, f: Callable[..., str]) -> Self:
+        """Replace the prompt format of pydantic answers."""
+        return self._format(model, "response_class", f)
+
+    def setup_response_class_format_after_chat_func(
+        self, model: str, f: Callable[..., str]
+    ) -> Self:
+        """Replace the prompt format that extracts a pydantic answer from a text."""
+        return self._format(model, "response_class_after_chat", f)
+
+    def setup_impl_func_format_func(self, model: str, f: Callable[..., str]) -> Self:
+        """Replace the prompt format of generated functions."""
+        return self._format(model, "impl_func", f)
+
+    def _format(self, model: str, kind: str, f: Callable[..., str]) -> Self:
+        if not callable(f):
+            raise ParameterError.invalid(kind, f"a function is needed (got {f!r})", where=model)
+        self._settings.of(model).formats[kind] = f
+        return self
+
+    # Deployments.
+
+    def deploy(
+        self,
+        model_path: str = "",
+        pretrained_model_type: str = "custom/auto",
+        udf_name: str = "",
+        infer_params: Mapping[str, Any] | None = None,
+        *,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Deploy a model with the settings of this client.
+
+        Args:
+            model_path: a file or folder on the workers' nodes, or `demo:`, `hf:`, `modelscope:`.
+            pretrained_model_type: `custom/auto`, or `saas/NAME` for a hosted model.
+            udf_name: the name that the model is called by.
+            infer_params: the backend's parameters.
+            replace: take the name from a running deployment; the new one is ready before the old
+                one drains, where resources allow.
+            progress: called with (worker id, phase) while this waits.
+
+        Returns:
+            the model's meta, as `get_meta`. Every worker is loaded and healthy then.
+
+        Raises:
+            ParameterError, ModelExistsError, ModelSourceError, ResourcesError, ModelLoadError,
+            NotInstalledError: nothing is left behind.
+        """
+        settings = self._settings
+        spec = DeploymentSpec(
+            model=udf_name,
+            backend=settings.infer_backend,
+            model_path=_absolute(model_path),
+            model_type=pretrained_model_type,
+            infer_params=dict(infer_params or {}),
+            num_workers=settings.num_workers,
+            gpus_per_worker=settings.gpus_per_worker,
+            cpus_per_worker=settings.cpus_per_worker,
+            worker_concurrency=settings.worker_concurrency,
+            max_queue=settings.max_queue,
+            balancer=settings.load_balance_way,
+            resources=settings.resources,
+            node=settings.node,
+            project=settings.project,
+        )
+        return self.deploy_spec(spec, replace=replace, progress=progress)
+
+    def deploy_spec(
+        self, spec: DeploymentSpec, *, replace: bool = False, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """`deploy` for a whole specification."""
+        from byzerllm.plugins import disabled_plugins
+
+        disabled = sorted(disabled_plugins())
+        if disabled and not spec.disabled_plugins:
+            spec = msgspec.structs.replace(spec, disabled_plugins=disabled)
+        return _shown(self._runtime.deploy(spec, replace=replace, progress=progress))
+
+    def undeploy(self, udf_name: str, force: bool = False) -> None:
+        """Drain a model and free what it holds; `force` skips the drain.
+
+        Raises:
+            ModelNotFoundError: there is none of this name.
+        """
+        self._runtime.undeploy(udf_name, force=force)
+        self._settings.models.pop(udf_name, None)
+
+    def scale(self, udf_name: str, num_workers: int, progress: Progress | None = None) -> None:
+        """Change the number of workers; surplus ones drain first."""
+        self._runtime.scale(udf_name, num_workers, progress=progress)
+
+    def is_model_exist(self, udf_name: str) -> bool:
+        """Whether a deployment has this name."""
+        return any(row["model"] == udf_name for row in self.models())
+
+    def models(self) -> list[dict[str, Any]]:
+        """Every deployment: its specification with secrets masked, `state`, `ready_workers`,
+        `fingerprint`, `created` (unix seconds)."""
+        return self._runtime.models()
+
+    def stat(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Live figures of one or all deployments and their workers. Times in seconds, memory in
+        bytes, None where nothing is known yet."""
+        return self._runtime.stat(model)
+
+    def logs(self, model: str, follow: bool = False, lines: int = 200) -> Iterator[tuple[str, str]]:
+        """(worker id, line) of the workers' logs; `follow` waits for new ones."""
+        return self._runtime.logs(model, follow=follow, lines=lines)
+
+    def get_meta(self, model: str | None = None) -> dict[str, Any]:
+        """What a model is: `model_deploy_type`, `backend`, `support_stream`,
+        `support_chat_template`, `max_model_len`, `architectures`, `model_name`,
+        `embedding_mode`, `message_format`."""
+        name = self._model(model)
+        meta = self._call(name, MetaRequest(id=new_request_id()))
+        assert isinstance(meta, ModelMeta)
+        return _shown(msgspec.structs.asdict(meta))
+
+    def abort(self, request_id: str, model: str | None = None) -> bool:
+        """Stop a request wherever it runs; whether it was found running."""
+        return self._runtime.abort(request_id, self._model(model))
+
+    # Chat.
+
+    def chat(
+        self, model: str | None, request: LLMRequest, extract_params: Mapping[str, Any] = {}
+    ) -> list[LLMResponse]:
+        """Answer an instruction, or each of several."""
+        many = (
+            [request.instruction] if isinstance(request.instruction, str) else request.instruction
+        )
+        config = {**request.generation_params(), **extract_params}
+        return [
+            self.chat_oai(instruction, model=model, llm_config=config)[0] for instruction in many
+        ]
+
+    def chat_oai(
+        self,
+        conversations: Conversations,
+        tools: Sequence[Any] = (),
+        tool_choice: Any = None,
+        execute_tool: bool = False,
+        impl_func: Any = None,
+        execute_impl_func: bool = False,
+        impl_func_params: Mapping[str, Any] | None = None,
+        func_params: Mapping[str, Any] | None = None,
+        response_class: Any = None,
+        response_after_chat: bool = False,
+        enable_default_sys_message: bool = True,
+        model: str | None = None,
+        role_mapping: Mapping[str, str] | None = None,
+        llm_config: Mapping[str, Any] = {},
+        only_return_prompt: bool = False,
+        extra_request_params: Mapping[str, Any] = {},
+    ) -> list[LLMResponse]:
+        """Answer a conversation.
+
+        Args:
+            conversations: messages in OpenAI's shape, or one string. Never changed.
+            enable_default_sys_message: let a template add its default system message.
+            model: the name; None is the default model.
+            role_mapping: role names for the model's template, this once.
+            llm_config: generation parameters: `gen.X`, `generation.X` and `X` are the same.
+            only_return_prompt: return what would be sent, in `input`, and send nothing.
+            extra_request_params: passed on to the backend or vendor unchecked; `request_id` and
+                `timeout` (seconds) are taken out of it.
+
+        Returns:
+            a list of one LLMResponse.
+
+        Raises:
+            ByzerLLMError: see `byzerllm.errors`.
+        """
+        _check_tools(locals())
+        name, request, settings = self._request(
+            conversations, model, llm_config, role_mapping, extra_request_params,
+            default_system=enable_default_sys_message,
+        )  # fmt: skip
+        if only_return_prompt:
+            return [LLMResponse(output="", input=prompt_text(request))]
+        result = self._call(name, request, _timeout(extra_request_params))
+        return [to_response(request, _generated(result), settings, name)]
+
+    async def async_chat_oai(
+        self,
+        conversations: Conversations,
+        tools: Sequence[Any] = (),
+        tool_choice: Any = None,
+        execute_tool: bool = False,
+        impl_func: Any = None,
+        execute_impl_func: bool = False,
+        impl_func_params: Mapping[str, Any] | None = None,
+        func_params: Mapping[str, Any] | None = None,
+        response_class: Any = None,
+        response_after_chat: bool = False,
+        enable_default_sys_message: bool = True,
+        model: str | None = None,
+        role_mapping: Mapping[str, str] | None = None,
+        llm_config: Mapping[str, Any] = {},
+        only_return_prompt: bool = False,
+        extra_request_params: Mapping[str, Any] = {},
+    ) -> list[LLMResponse]:
+        """`chat_oai` for asynchronous code; cancelling the task stops the generation."""
+        _check_tools(locals())
+        name, request, settings = self._request(
+            conversations, model, llm_config, role_mapping, extra_request_params,
+            default_system=enable_default_sys_message,
+        )  # fmt: skip
+        if only_return_prompt:
+            return [LLMResponse(output="", input=prompt_text(request))]
+        result = await self._async_call(name, request, _timeout(extra_request_params))
+        return [to_response(request, _generated(result), settings, name)]
+
+    def stream_chat_oai(
+        self,
+        conversations: Conversations,
+        model: str | None = None,
+        role_mapping: Mapping[str, str] | None = None,
+        delta_mode: bool = False,
+        llm_config: Mapping[str, Any] = {},
+        extra_request_params: Mapping[str, Any] = {},
+    ) -> Iterator[StreamItem]:
+        """Answer a conversation piece by piece.
+
+        Args:
+            delta_mode: items carry the new piece; else the whole text so far.
+
+        Yields:
+            items that unpack as (text, metadata) and add and print as text. The metadata is one
+            object that fills up; it is complete with the last item. Closing the iterator stops
+            the generation.
+
+        Raises:
+            StreamInterruptedError: the worker died after the first piece; has the `text`.
+        """
+        name, request, _ = self._request(
+            conversations, model, llm_config, role_mapping, extra_request_params, stream=True
+        )
+        return self._stream(name, request, delta_mode, _timeout(extra_request_params))
+
+    def async_stream_chat_oai(
+        self,
+        conversations: Conversations,
+        model: str | None = None,
+        role_mapping: Mapping[str, str] | None = None,
+        delta_mode: bool = False,
+        llm_config: Mapping[str, Any] = {},
+        extra_request_params: Mapping[str, Any] = {},
+    ) -> AsyncIterator[StreamItem]:
+        """`stream_chat_oai` for asynchronous code: `async for text, metadata in …`."""
+        name, request, _ = self._request(
+            conversations, model, llm_config, role_mapping, extra_request_params, stream=True
+        )
+        return self._async_stream(name, request, delta_mode, _timeout(extra_request_params))
+
+    # Embeddings and the tokenizer.
+
+    def emb(
+        self, model: str | None, request: LLMRequest | Sequence[str], **extra: Any
+    ) -> Embeddings:
+        """One vector per text."""
+        texts = _texts(request)
+        name = self._model(model or self._settings.default_emb_model_name)
+        embed = EmbedRequest(id=new_request_id(), texts=texts, extra=extra)
+        result = self._call(name, embed)
+        assert isinstance(result, EmbedResult)
+        metadata = Metadata(
+            request_id=embed.id, model=name, input_tokens_count=result.usage.prompt_tokens
+        )
+        return Embeddings(
+            LLMResponse(output=vector, input=text, metadata=metadata)
+            for text, vector in zip(texts, result.vectors, strict=True)
+        )
+
+    def emb_query(self, text: str, model: str | None = None) -> Embeddings:
+        """The vector of one text."""
+        return self.emb(model, [text])
+
+    def tokenize(self, model: str | None, text: str) -> list[int]:
+        """The token ids of a text."""
+        result = self._call(self._model(model), TokenizeRequest(id=new_request_id(), text=text))
+        assert isinstance(result, TokenizeResult)
+        return result.token_ids
+
+    def apply_chat_template(self, model: str | None, messages: str | Sequence[Any]) -> str:
+        """The prompt that the engine's own chat template makes of messages (a list, or JSON)."""
+        if isinstance(messages, str):
+            try:
+                messages = msgspec.json.decode(messages)
+            except msgspec.DecodeError as error:
+                raise ParameterError(f"messages_json is no JSON: {error}") from None
+        request = ApplyTemplateRequest(id=new_request_id(), messages=normalise(messages))
+        result = self._call(self._model(model), request)
+        assert isinstance(result, ApplyTemplateResult)
+        return result.text
+
+    # Inside.
+
+    @property
+    def _runtime(self) -> Runtime:
+        if self._runtime_name == "local":
+            from byzerllm.runtime.local import local_runtime
+
+            return local_runtime()
+        from byzerllm.runtime.on_ray import ray_runtime
+
+        return ray_runtime()
+
+    def _model(self, model: str | None) -> str:
+        name = model or self._settings.default_model_name
+        if not name:
+            raise ParameterError(
+                "no model is named; pass model=… or call setup_default_model_name first"
+            )
+        return name
+
+    def _request(
+        self,
+        conversations: Conversations,
+        model: str | None,
+        llm_config: Mapping[str, Any],
+        role_mapping: Mapping[str, str] | None,
+        extra: Mapping[str, Any],
+        *,
+        default_system: bool = True,
+        stream: bool = False,
+    ) -> tuple[str, GenerateRequest, ModelSettings]:
+        name = self._model(model)
+        settings = self._settings.of(name)
+        request = build_request(
+            conversations,
+            settings,
+            llm_config=llm_config,
+            role_mapping=role_mapping,
+            default_system=default_system,
+            extra=extra,
+            stream=stream,
+        )
+        return name, request, settings
+
+    def _call(self, model: str, request: Request, timeout: float | None = None) -> Result:
+        limit = timeout or self._settings.timeout
+        pin = self._settings.pins.get(kind_of(request)) if self._settings.pins else None
+        if not self._observes():
+            return self._runtime.call_sync(model, request, pin=pin, timeout=limit)
+        observers = Observers(model, request)
+        if observers.answer is not None:
+            return observers.answer
+        with observers:
+            return observers.ended(
+                self._runtime.call_sync(model, observers.request, pin=pin, timeout=limit)
+            )
+
+    async def _async_call(
+        self, model: str, request: Request, timeout: float | None = None
+    ) -> Result:
+        limit = timeout or self._settings.timeout
+        pin = self._settings.pins.get(kind_of(request)) if self._settings.pins else None
+        if not self._observes():
+            return await self._runtime.call(model, request, pin=pin, timeout=limit)
+        observers = Observers(model, request)
+        if observers.answer is not None:
+            return observers.answer
+        with observers:
+            return observers.ended(
+                await self._runtime.call(model, observers.request, pin=pin, timeout=limit)
+            )
+
+    def _stream(
+        self, model: str, request: GenerateRequest, delta: bool, timeout: float | None
+    ) -> Iterator[StreamItem]:
+        observers = Observers(model, request, enabled=self._observes())
+        reader = StreamReader(request, model, delta)
+        if observers.answer is not None:
+            yield from _answered(observers.answer, reader)
+            return
+        with observers:
+            chunks = self._runtime.stream_sync(
+                model,
+                observers.generate_request(),
+                pin=self._settings.pins.get("chat"),
+                timeout=timeout or self._settings.timeout,
+            )
+            with closing(chunks) as source:  # type: ignore[type-var]
+                for chunk in source:
+                    text = reader.read(chunk)
+                    if text is not None:
+                        yield StreamItem(text, reader.metadata)
+
+    async def _async_stream(
+        self, model: str, request: GenerateRequest, delta: bool, timeout: float | None
+    ) -> AsyncIterator[StreamItem]:
+        observers = Observers(model, request, enabled=self._observes())
+        reader = StreamReader(request, model, delta)
+        if observers.answer is not None:
+            for item in _answered(observers.answer, reader):
+                yield item
+            return
+        with observers:
+            chunks = self._runtime.stream(
+                model,
+                observers.generate_request(),
+                pin=self._settings.pins.get("chat"),
+                timeout=timeout or self._settings.timeout,
+            )
+            async with aclosing(chunks) as source:  # type: ignore[type-var]
+                async for chunk in source:
+                    text = reader.read(chunk)
+                    if text is not None:
+                        yield StreamItem(text, reader.metadata)
+
+    def _observes(self) -> bool:
+        if self._observed is None:
+            self._observed = get_plugins().observes_requests() or self.verbose
+        return self._observed
+
+
+def _answered(answer: Result, reader: StreamReader) -> Iterator[StreamItem]:
+    result = _generated(answer)
+    chunk = GenerateChunk(text=result.text, finish_reason=result.finish_reason, usage=result.usage)
+    yield StreamItem(reader.read(chunk), reader.metadata)
+
+
+def _generated(result: Result) -> GenerateResult:
+    assert isinstance(result, GenerateResult)
+    return result
+
+
+def _check_tools(given: Mapping[str, Any]) -> None:
+    names = (
+        "tools", "tool_choice", "execute_tool", "impl_func", "execute_impl_func",
+        "impl_func_params", "func_params", "response_class", "response_after_chat",
+    )  # fmt: skip
+    check_unsupported(**{name: given[name] for name in names})
+
+
+def _timeout(extra: Mapping[str, Any]) -> float | None:
+    if "timeout" not in extra:
+        return None
+    try:
+        seconds = float(extra["timeout"])
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if seconds <= 0:
+        raise ParameterError.invalid(
+            "timeout", f"seconds above 0 (got {extra['timeout']!r})", where="extra_request_params"
+        )
+    return seconds
+
+
+def _texts(request: LLMRequest | Sequence[str]) -> list[str]:
+    given = request.instruction if isinstance(request, LLMRequest) else request
+    texts = [given] if isinstance(given, str) else list(given)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ParameterError("emb needs a text or a list of texts, at least one")
+    return texts
+
+
+def _positive(name: str, n: int) -> int:
+    if not isinstance(n, int) or n < 1:
+        raise ParameterError.invalid(name, f"a whole number above 0 (got {n!r})", where="setup")
+    return n
+
+
+def _absolute(path: str) -> str:
+    """A relative path that exists here, made absolute: workers have another working folder."""
+    expanded = os.path.expanduser(path)
+    return os.path.abspath(expanded) if expanded and os.path.exists(expanded) else path
+
+
+def _shown(meta: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in meta.items() if key != "constrained" or value}

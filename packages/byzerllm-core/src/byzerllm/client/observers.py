@@ -1,0 +1,83 @@
+"""Calls the `before_request` and `after_request` hooks around one request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from byzerllm.errors import PluginError
+from byzerllm.plugins import get_plugins
+from byzerllm.requests import (
+    ApplyTemplateRequest,
+    EmbedRequest,
+    GenerateRequest,
+    MetaRequest,
+    TokenizeRequest,
+)
+
+if TYPE_CHECKING:
+    from byzerllm.requests import Request, Result
+
+logger = logging.getLogger("byzerllm.client")
+_REQUESTS = (GenerateRequest, EmbedRequest, TokenizeRequest, ApplyTemplateRequest, MetaRequest)
+
+
+class Observers:
+    """One request as plugins see it.
+
+    Attributes:
+        request: the request to send; a plugin may have replaced it.
+        answer: what a plugin answered instead of the model, or None.
+    """
+
+    def __init__(self, model: str, request: Request, *, enabled: bool = True) -> None:
+        self.model = model
+        self.request = request
+        self.answer: Result | None = None
+        self._enabled = enabled
+        self._result: Result | None = None
+        self._start = time.monotonic()
+        if enabled:
+            self._before()
+
+    def _before(self) -> None:
+        replaced = get_plugins().hooks.hook.before_request(model=self.model, request=self.request)
+        if replaced is None:
+            return
+        if not isinstance(replaced, _REQUESTS):
+            self.answer = replaced
+        elif isinstance(replaced, type(self.request)):
+            self.request = replaced
+        else:
+            raise PluginError(
+                f"a before_request hook turned a {type(self.request).__name__} into a "
+                f"{type(replaced).__name__}; it may return the same kind, or a result"
+            )
+
+    def generate_request(self) -> GenerateRequest:
+        assert isinstance(self.request, GenerateRequest)
+        return self.request
+
+    def ended(self, result: Result) -> Result:
+        self._result = result
+        return result
+
+    def __enter__(self) -> Observers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._enabled:
+            return
+        seconds = time.monotonic() - self._start
+        outcome = type(error).__name__ if error else "ok"
+        logger.info("%s %s: %s in %.3f s", self.model, self.request.id, outcome, seconds)
+        get_plugins().hooks.hook.after_request(
+            model=self.model, request=self.request, result=self._result, error=error
+        )

@@ -1,0 +1,271 @@
+"""Joining and starting Ray, and reaching the controller."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from byzerllm.errors import (
+    ClusterAuthenticationError,
+    ClusterError,
+    ClusterNotFoundError,
+    ParameterError,
+)
+
+NAMESPACE = "byzerllm"
+CONTROLLER = "byzerllm:controller"
+USER_NAMESPACE = "default"
+CONNECT_SECONDS = 15
+CONTROLLER_SECONDS = 60
+_HOST_PORT = re.compile(r"^(ray://)?(\[[0-9a-fA-F:]+\]|[^\s:/]+):(\d{1,5})$")
+
+_TOKEN_HELP = (
+    "Ray's token authentication: put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN "
+    "and set RAY_AUTH_MODE=token; `ray get-auth-token` on the head prints it"
+)
+
+
+def connect_cluster(address: str = "auto", **ray_init_options: Any) -> None:
+    """Join a Ray cluster, or start one that ends with this process.
+
+    Args:
+        address: `auto` joins the cluster that runs on this machine (or `RAY_ADDRESS`) and never
+            starts one; `local` starts one; `HOST:PORT` joins that one; `ray://HOST:PORT` connects
+            as a Ray Client.
+        ray_init_options: passed on to `ray.init`.
+
+    Ray's token is presented when there is one: `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` or
+    `~/.ray/auth_token`. Calling it again for a live connection changes nothing.
+
+    Raises:
+        ParameterError: the address has none of these forms.
+        ClusterNotFoundError: nothing answers there.
+        ClusterAuthenticationError: the token is missing or wrong.
+    """
+    _check_address(address)
+    _present_token(address)
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"namespace": USER_NAMESPACE, "ignore_reinit_error": True}
+    if address == "local":
+        options |= {"include_dashboard": False, "address": "local"}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    elif address == "auto":
+        target = _find_running()
+        _probe(target)
+        options["address"] = target
+    else:
+        _probe(address)
+        options["address"] = address
+    options |= ray_init_options
+    try:
+        ray.init(**options)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        raise _explained(address, error) from error
+
+
+def _check_address(address: str) -> None:
+    if address in ("auto", "local"):
+        return
+    match = _HOST_PORT.match(address)
+    if not match or int(match[3]) > 65535:
+        raise ParameterError(
+            f"address {address!r} is none; allowed: 'auto', 'local', 'HOST:PORT', 'ray://HOST:PORT'"
+        )
+
+
+def _present_token(address: str) -> None:
+    """Ray takes a token only in token mode, which is not the default of a joining process."""
+    if "RAY_AUTH_MODE" in os.environ or address == "local":
+        return
+    if token_source():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def token_source() -> str:
+    """Where this process would take Ray's token from, or an empty string; never the token."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and Path(path).is_file():
+        return "RAY_AUTH_TOKEN_PATH"
+    if (Path.home() / ".ray" / "auth_token").is_file():
+        return "~/.ray/auth_token"
+    return ""
+
+
+def _find_running() -> str:
+    from ray._private import services
+
+    chosen = os.environ.get("RAY_ADDRESS", "")
+    if chosen and chosen not in ("auto", "local"):
+        return chosen
+    try:
+        address: str | None = services.canonicalize_bootstrap_address("auto")
+    except (ConnectionError, RuntimeError):
+        address = None
+    if not address:
+        raise ClusterNotFoundError(
+            "no Ray cluster runs on this machine; start one with `ray start --head`, name one by "
+            "address, or pass address='local' for one that ends with this process"
+        )
+    return address
+
+
+def _probe(address: str) -> None:
+    """Ray waits long and says little when nobody listens; a connect says it at once."""
+    match = _HOST_PORT.match(address)
+    if not match:
+        return
+    host, port = match[2].strip("[]"), int(match[3])
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
+        raise ClusterNotFoundError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}); is it running, and "
+            "is the port right? (6379 for HOST:PORT, 10001 for ray://HOST:PORT)"
+        ) from None
+
+
+def _explained(address: str, error: Exception) -> ClusterError:
+    text = f"{type(error).__name__}: {error}"
+    lowered = text.lower()
+    if any(word in lowered for word in ("unauthenticated", "authentication", "auth_token")) or (
+        "token" in lowered
+    ):
+        return ClusterAuthenticationError(
+            f"the Ray cluster at {address!r} refuses the token of this process "
+            f"({_token_state()}). {_TOKEN_HELP}"
+        )
+    if isinstance(error, ConnectionError | TimeoutError) or "timed out" in lowered:
+        return ClusterNotFoundError(
+            f"the Ray cluster at {address!r} did not let this process in "
+            f"({text.splitlines()[0][:300]}; {_token_state()}). If it uses {_TOKEN_HELP}"
+        )
+    return ClusterError(f"Ray could not be joined at {address!r}: {text}")
+
+
+def _token_state() -> str:
+    source = token_source()
+    mode = os.environ.get("RAY_AUTH_MODE", "unset")
+    return f"token from {source or 'nowhere'}, RAY_AUTH_MODE {mode}"
+
+
+def start_head(port: int | None = None, *, num_cpus: int | None = None) -> str:
+    """Start a Ray head on this machine that stays when this process ends.
+
+    Returns:
+        its address, `HOST:PORT`.
+
+    Raises:
+        ClusterError: `ray start` failed; its last lines are the message.
+    """
+    port = port or (6379 if _port_free(6379) else _free_port())
+    command = [_ray_command(), "start", "--head", f"--port={port}", "--disable-usage-stats"]
+    command += ["--include-dashboard=false", "--dashboard-host=127.0.0.1"]
+    if num_cpus is not None:
+        command.append(f"--num-cpus={num_cpus}")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        tail = (done.stdout + done.stderr).strip().splitlines()[-5:]
+        raise ClusterError("`ray start --head` failed: " + "\n".join(tail))
+    found = re.search(r"--address='([^']+)'", done.stdout)
+    return found[1] if found else f"{_own_address()}:{port}"
+
+
+def _ray_command() -> str:
+    beside = Path(sys.executable).with_name("ray")
+    return str(beside) if beside.exists() else shutil.which("ray") or "ray"
+
+
+def _port_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _own_address() -> str:
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def require_ray() -> Any:
+    """The `ray` module, connected.
+
+    Raises:
+        ClusterNotFoundError: nobody called `connect_cluster` or `ray.init`.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise ClusterNotFoundError(
+            "this process is not connected to Ray; call byzerllm.connect_cluster(address=…) first, "
+            "or use ByzerLLM(runtime='local')"
+        )
+    return ray
+
+
+def is_ray_client() -> bool:
+    """Whether this process is a Ray Client (`ray://`)."""
+    from ray.util.client import ray as client
+
+    return bool(client.is_connected())
+
+
+def get_controller(*, start: bool) -> Any:
+    """The handle of the cluster's controller.
+
+    Args:
+        start: make one when the cluster has none yet.
+
+    Raises:
+        ClusterNotFoundError: there is none and `start` is false.
+    """
+    ray = require_ray()
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    if not start:
+        raise ClusterNotFoundError("nothing was ever deployed on this cluster")
+    from byzerllm.runtime.controller import Controller
+
+    actor = ray.remote(Controller).options(
+        name=CONTROLLER,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        num_cpus=0,
+        max_concurrency=10_000,
+    )
+    controller = actor.remote()
+    end = time.monotonic() + CONTROLLER_SECONDS
+    while True:
+        try:
+            ray.get(controller.ready.remote(), timeout=CONTROLLER_SECONDS)
+            return controller
+        except ray.exceptions.GetTimeoutError:
+            raise ClusterError(
+                f"the controller did not start within {CONTROLLER_SECONDS} s; see `ray logs`"
+            ) from None
+        except ray.exceptions.RayActorError as error:
+            if time.monotonic() > end:
+                raise ClusterError(f"the controller does not start: {error}") from error
+            time.sleep(0.2)

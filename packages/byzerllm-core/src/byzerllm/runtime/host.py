@@ -1,0 +1,351 @@
+"""One loaded backend with admission, timing and counters: the inside of a worker.
+
+Used by the Ray worker and by the local runtime alike. All methods run on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from byzerllm.backend import Backend, BackendContext, BackendSpec
+from byzerllm.errors import (
+    BackendError,
+    ByzerLLMError,
+    ModelLoadError,
+    ModelSourceError,
+    OverloadedError,
+    ParameterError,
+)
+from byzerllm.plugins import Plugins
+from byzerllm.requests import (
+    ApplyTemplateRequest,
+    ApplyTemplateResult,
+    EmbedRequest,
+    GenerateChunk,
+    GenerateRequest,
+    GenerateResult,
+    Request,
+    Result,
+    TokenizeRequest,
+    TokenizeResult,
+    TokenLogprob,
+    Usage,
+    generation_names,
+)
+from byzerllm.runtime.deployment import DeploymentSpec, backend_of, redact
+from byzerllm.sources import resolve_path
+
+TTFT_SAMPLES = 200
+RATE_SECONDS = 10
+
+
+class Admission:
+    """At most `concurrency` requests run and `max_queue` more wait, first come first served."""
+
+    def __init__(self, concurrency: int, max_queue: int) -> None:
+        self.concurrency = concurrency
+        self.max_queue = max_queue
+        self.running = 0
+        self.refused = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._mean_seconds = 1.0
+
+    @property
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    async def enter(self) -> None:
+        """Raises OverloadedError at once when the queue is full."""
+        if self.running < self.concurrency and not self._waiting:
+            self.running += 1
+            return
+        if len(self._waiting) >= self.max_queue:
+            self.refused += 1
+            raise OverloadedError(
+                f"the worker runs {self.running} of {self.concurrency} requests and "
+                f"{len(self._waiting)} of {self.max_queue} wait; try again later, or raise "
+                "worker_concurrency, max_queue or num_workers",
+                running=self.running,
+                queued=len(self._waiting),
+                retry_after=round(self._retry_after(), 2),
+            )
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._pass_on()
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+    def leave(self, seconds: float) -> None:
+        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.running -= 1
+
+    def _retry_after(self) -> float:
+        waves = (len(self._waiting) + 1) / self.concurrency
+        return max(0.1, waves * self._mean_seconds)
+
+
+class Counters:
+    """What `byzerllm stat` shows of one worker."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.failed = 0
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.ttft: deque[float] = deque(maxlen=TTFT_SAMPLES)
+        self._samples: deque[tuple[float, int]] = deque(maxlen=RATE_SECONDS + 1)
+
+    def sample(self) -> None:
+        """To be called about once a second."""
+        self._samples.append((time.monotonic(), self.generated_tokens))
+
+    def tokens_per_second(self) -> float:
+        if not self._samples:
+            return 0.0
+        since, tokens = self._samples[0]
+        seconds = time.monotonic() - since
+        return (self.generated_tokens - tokens) / seconds if seconds > 0 else 0.0
+
+    def ttft_p50(self) -> float | None:
+        return sorted(self.ttft)[len(self.ttft) // 2] if self.ttft else None
+
+
+class Host:
+    """Loads the backend of a resolved spec and answers requests with it."""
+
+    def __init__(
+        self,
+        spec: DeploymentSpec,
+        plugins: Plugins,
+        *,
+        worker_index: int = 0,
+        placement_group: Any = None,
+        report: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        self.spec = spec
+        self.backend_spec: BackendSpec = backend_of(spec, plugins)
+        self.admission = Admission(spec.worker_concurrency, spec.max_queue)
+        self.counters = Counters()
+        self._plugins = plugins
+        self._index = worker_index
+        self._placement_group = placement_group
+        self._report = report
+        self._backend: Backend | None = None
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            raise BackendError(f"model {self.spec.model!r} is not loaded")
+        return self._backend
+
+    async def load(self) -> None:
+        """Fetch the model and create the backend.
+
+        Raises:
+            ByzerLLMError: named by the backend or the model source.
+            ModelLoadError: anything else, with the traceback as `remote_traceback`.
+        """
+        try:
+            self._backend = await self._create()
+        except ByzerLLMError as error:
+            raise type(error)(redact(error.message, self.spec), **error.details) from None
+        except Exception as error:
+            trace = redact(traceback.format_exc(), self.spec)
+            raise ModelLoadError(
+                redact(f"{self.spec.model!r}: {type(error).__name__}: {error}", self.spec),
+                remote_traceback=trace,
+            ) from None
+
+    async def _create(self) -> Backend:
+        spec, backend = self.spec, self.backend_spec
+        cls = backend.load()
+        parameters = backend.parameters.parse(spec.infer_params, where=f"backend {backend.name!r}")
+        path = None
+        if spec.model_path:
+            path = await asyncio.to_thread(
+                resolve_path, spec.model_path, self._plugins, self._report
+            )
+        elif not backend.hosted and backend.formats:
+            raise ModelSourceError(
+                f"backend {backend.name!r} needs a model_path: a path or a reference such as "
+                f"{listed_schemes(self._plugins)}"
+            )
+        self._report("loading")
+        context = BackendContext(
+            model=spec.model,
+            model_path=path,
+            model_type=spec.model_type,
+            parameters=parameters,
+            concurrency=spec.worker_concurrency,
+            cpus=spec.cpus_per_worker,
+            gpus=spec.gpus_per_worker,
+            worker_index=self._index,
+            placement_group=self._placement_group,
+            report=self._report,
+        )
+        created = await cls.create(context)
+        await created.health()
+        return created
+
+    async def answer(self, request: Request) -> Result:
+        """The whole result of any request."""
+        if isinstance(request, GenerateRequest):
+            return await self._generate_whole(request)
+        if isinstance(request, EmbedRequest):
+            return await self._admitted(self.backend.embed, request)
+        if isinstance(request, TokenizeRequest):
+            return TokenizeResult(token_ids=await self.backend.tokenize(request.text))
+        if isinstance(request, ApplyTemplateRequest):
+            text = await self.backend.apply_chat_template(request.messages)
+            return ApplyTemplateResult(text=text)
+        return await self.backend.meta()
+
+    async def stream(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        """Chunks as the backend makes them; the last one has its times filled in."""
+        self._check(request)
+        await self.admission.enter()
+        start = time.monotonic()
+        first = 0.0
+        counted = 0
+        counters = self.counters
+        ended = False
+        try:
+            async with aclosing(self.backend.generate(request)) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    if not first:
+                        first = time.monotonic() - start
+                        counters.ttft.append(first)
+                    counted += len(chunk.token_ids)
+                    counters.generated_tokens += len(chunk.token_ids)
+                    if chunk.finish_reason is not None:
+                        ended = True
+                        chunk.first_token = first
+                        chunk.elapsed = time.monotonic() - start
+                        if chunk.usage is not None:
+                            counters.prompt_tokens += chunk.usage.prompt_tokens
+                            counters.generated_tokens += chunk.usage.completion_tokens - counted
+                    yield chunk
+            if not ended:
+                raise BackendError(f"backend {self.spec.backend!r} ended a stream without a reason")
+            counters.done += 1
+        except Exception:
+            counters.failed += 1
+            raise
+        finally:
+            self.admission.leave(time.monotonic() - start)
+
+    async def _generate_whole(self, request: GenerateRequest) -> GenerateResult:
+        texts: list[str] = []
+        reasoning: list[str] = []
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        last: GenerateChunk | None = None
+        async with aclosing(self.stream(request)) as chunks:  # type: ignore[type-var]
+            async for last in chunks:
+                texts.append(last.text)
+                if last.token_ids:
+                    token_ids += last.token_ids
+                if last.logprobs:
+                    logprobs += last.logprobs
+                if last.reasoning:
+                    reasoning.append(last.reasoning)
+        if last is None or last.finish_reason is None:
+            raise BackendError("the answer ended without a reason")
+        return GenerateResult(
+            text="".join(texts),
+            finish_reason=last.finish_reason,
+            usage=last.usage or Usage(completion_tokens=len(token_ids)),
+            token_ids=token_ids,
+            logprobs=logprobs,
+            reasoning="".join(reasoning),
+            first_token=last.first_token,
+            elapsed=last.elapsed,
+        )
+
+    async def _admitted(self, method: Callable[[Any], Any], request: Request) -> Any:
+        await self.admission.enter()
+        start = time.monotonic()
+        try:
+            result = await method(request)
+        except Exception:
+            self.counters.failed += 1
+            raise
+        else:
+            self.counters.done += 1
+            return result
+        finally:
+            self.admission.leave(time.monotonic() - start)
+
+    def _check(self, request: GenerateRequest) -> None:
+        unknown = request.sampling.extra.keys() - self.backend_spec.extra_parameters
+        if unknown:
+            allowed = generation_names() | self.backend_spec.extra_parameters
+            raise ParameterError.unknown(
+                min(unknown), allowed, where=f"generation with {self.spec.model!r}"
+            )
+        capabilities = self.backend_spec.capabilities
+        sampling = request.sampling
+        for wanted, capability in (
+            (sampling.json_schema is not None or sampling.grammar is not None, "constrained"),
+            (sampling.logprobs is not None, "logprobs"),
+            (request.prompt is not None, "completion"),
+        ):
+            if wanted and capability not in capabilities:
+                raise self.backend._lacks(capability)  # type: ignore[arg-type]
+
+    def stat(self) -> dict[str, Any]:
+        """Plain data for `byzerllm stat`."""
+        counters, admission = self.counters, self.admission
+        return {
+            "running": admission.running,
+            "queued": admission.queued,
+            "concurrency": admission.concurrency,
+            "max_queue": admission.max_queue,
+            "refused": admission.refused,
+            "done": counters.done,
+            "failed": counters.failed,
+            "prompt_tokens": counters.prompt_tokens,
+            "generated_tokens": counters.generated_tokens,
+            "tokens_per_second": counters.tokens_per_second(),
+            "ttft_p50": counters.ttft_p50(),
+        }
+
+    async def close(self) -> None:
+        """Free the model. Idempotent."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            await backend.close()
+
+
+def listed_schemes(plugins: Plugins) -> str:
+    """`demo:…, hf:…`"""
+    return ", ".join(f"{scheme}:…" for scheme in plugins.sources)
+
+
+def encode_spec(spec: DeploymentSpec) -> bytes:
+    return msgspec.msgpack.encode(spec)
+
+
+def decode_spec(data: bytes) -> DeploymentSpec:
+    return msgspec.msgpack.decode(data, type=DeploymentSpec)

@@ -1,0 +1,138 @@
+"""EchoBackend: a real plugin without a model, for tests and benchmarks.
+
+It answers a chat with the text of its last message and a completion with its prompt, word by word
+in a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+from pydantic import Field
+
+from byzerllm.backend import Backend, BackendContext, BackendSpec, Parameters
+from byzerllm.errors import BackendError, ContextLengthError, ParameterError
+from byzerllm.hookspecs import hookimpl
+from byzerllm.messages import text_of
+from byzerllm.requests import (
+    EmbedRequest,
+    EmbedResult,
+    FinishReason,
+    GenerateChunk,
+    GenerateRequest,
+    ModelMeta,
+    Usage,
+)
+
+_WORD = re.compile(r"\s*\S+\s*$|\s*\S+")
+
+
+class EchoParameters(Parameters):
+    """What an echo deployment can be told."""
+
+    delay: float = Field(0.0, ge=0, description="seconds before each chunk")
+    chunks: int = Field(0, ge=0, description="length of every answer in chunks; 0: its words")
+    load_delay: float = Field(0.0, ge=0, description="seconds that loading takes")
+    fail_load: str = Field("", description="loading fails with this text")
+    fail_at: int = Field(-1, description="generation raises before this chunk; -1: never")
+    context: int = Field(100_000, ge=1, description="words that a prompt may have")
+
+
+class EchoBackend(Backend):
+    """See the module."""
+
+    def __init__(self, parameters: EchoParameters, model: str) -> None:
+        self._parameters = parameters
+        self._model = model
+        self.generated = 0
+
+    @classmethod
+    async def create(cls, context: BackendContext) -> Self:
+        parameters: EchoParameters = context.parameters
+        if parameters.load_delay:
+            context.report("loading")
+            await asyncio.sleep(parameters.load_delay)
+        if parameters.fail_load:
+            raise RuntimeError(parameters.fail_load)
+        return cls(parameters, context.model)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        text = self._text(request)
+        given = self._parameters
+        words = _WORD.findall(text)
+        if len(words) > given.context:
+            raise ContextLengthError(
+                f"the prompt has {len(words)} words, the context holds {given.context}"
+            )
+        count = given.chunks or len(words)
+        limit = min(count, request.sampling.max_tokens or count)
+        finish: FinishReason = "length" if limit < count else "stop"
+        usage = Usage(prompt_tokens=len(words), completion_tokens=limit)
+        if not request.stream and not given.delay and given.fail_at < 0:
+            self.generated += limit
+            whole = text if limit == len(words) else self._piece(words, range(limit))
+            yield GenerateChunk(text=whole, finish_reason=finish, usage=usage)
+            return
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        for index in range(limit):
+            if index == given.fail_at:
+                raise BackendError(f"told to fail at chunk {index}")
+            if given.delay:
+                await asyncio.sleep(max(0.0, start + (index + 1) * given.delay - clock()))
+            self.generated += 1
+            yield GenerateChunk(text=self._piece(words, range(index, index + 1)))
+        yield GenerateChunk(finish_reason=finish, usage=usage)
+
+    async def meta(self) -> ModelMeta:
+        return ModelMeta(
+            model_deploy_type="proprietary",
+            backend="echo",
+            support_chat_template=True,
+            max_model_len=self._parameters.context,
+            architectures=["Echo"],
+            model_name=self._model,
+        )
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        vectors = [[float(len(text)), float(text.count(" "))] for text in request.texts]
+        return EmbedResult(vectors=vectors, usage=Usage(prompt_tokens=len(request.texts)))
+
+    async def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    async def apply_chat_template(self, messages: list[dict[str, Any]]) -> str:
+        return "".join(f"{m['role']}: {text_of(m['content'])}\n" for m in messages)
+
+    @staticmethod
+    def _piece(words: list[str], indexes: range) -> str:
+        return "".join(words[index % len(words)] for index in indexes)
+
+    @staticmethod
+    def _text(request: GenerateRequest) -> str:
+        text = request.prompt
+        if text is None:
+            if not request.messages:
+                raise ParameterError("the conversation is empty; send at least one message")
+            text = text_of(request.messages[-1].get("content"))
+        return text or "(empty)"
+
+
+@hookimpl
+def register_backends(register: Callable[[BackendSpec], None]) -> None:
+    register(
+        BackendSpec(
+            name="echo",
+            path="byzerllm.testing.echo:EchoBackend",
+            parameters=EchoParameters,
+            description="answers with what was said; for tests and benchmarks",
+            capabilities=frozenset(
+                {"chat", "completion", "embedding", "tokenize", "chat_template"}
+            ),
+            extra_parameters=frozenset({"echo_tag"}),
+            default_concurrency=1000,
+        )
+    )
