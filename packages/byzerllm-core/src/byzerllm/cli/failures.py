@@ -1,0 +1,78 @@
+"""How errors look: one red line on standard error."""
+
+from __future__ import annotations
+
+import traceback
+
+import click
+
+from byzerllm.cli.i18n import _, nearest
+from byzerllm.cli.session import session
+from byzerllm.errors import ByzerLLMError
+
+FAILED = 1
+USAGE = 2
+
+
+def show_error(error: ByzerLLMError) -> int:
+    """An error that Byzer-LLM raised on purpose."""
+    _say(error.message)
+    remote = error.details.get("remote_traceback")
+    if session.debug:
+        traceback.print_exception(error)
+        if remote:
+            session.hint(str(remote))
+    elif remote:
+        session.hint(_("the worker's traceback: run it again with --debug"))
+    return FAILED
+
+
+def show_usage_error(error: click.ClickException) -> int:
+    """A command line that does not parse."""
+    _say(_usage_text(error))
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        session.hint(_("see: {command} --help").format(command=context.command_path))
+    return USAGE if isinstance(error, click.UsageError) else FAILED
+
+
+def show_bug(error: BaseException) -> int:
+    """An exception that nobody foresaw."""
+    _say(
+        _("this is a bug in byzerllm: {kind}: {text}").format(kind=type(error).__name__, text=error)
+    )
+    if session.debug:
+        traceback.print_exception(error)
+    else:
+        session.hint(_("please run it again with --debug and report what it prints"))
+    return FAILED
+
+
+def _say(text: str) -> None:
+    line = _("error: {text}").format(text=text)
+    session.err.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _usage_text(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption):
+        known = [n for p in error.ctx.command.params for n in p.opts] if error.ctx else []
+        return _("no option {name}{nearest}").format(
+            name=error.option_name, nearest=nearest(error.option_name, known)
+        )
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        return _("{option} is missing").format(option=error.param.opts[0])
+    if isinstance(error, click.BadOptionUsage):
+        return _bad_option(error)
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        return f"{error.param.opts[0]}: {error.message}"
+    return error.message
+
+
+def _bad_option(error: click.BadOptionUsage) -> str:
+    parameters = error.ctx.command.params if error.ctx else []
+    flag = any(
+        isinstance(p, click.Option) and p.is_flag and error.option_name in p.opts
+        for p in parameters
+    )
+    text = _("{option} takes no value") if flag else _("{option} needs a value")
+    return text.format(option=error.option_name)

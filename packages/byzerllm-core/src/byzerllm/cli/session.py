@@ -1,0 +1,121 @@
+"""What one run of the command line knows: its switches, its consoles, its cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from byzerllm.cli.i18n import _
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from byzerllm.client import ByzerLLM
+
+_PIPE_WIDTH = 10_000
+"""Columns of a table that no terminal shows, so that no cell is cut."""
+
+
+@dataclass
+class Session:
+    """Switches that hold for the whole run.
+
+    Attributes:
+        debug: show tracebacks.
+        verbose: show Ray's and our own log messages.
+    """
+
+    debug: bool = False
+    verbose: bool = False
+
+    @cached_property
+    def out(self) -> Console:
+        """Standard output."""
+        return _console(stderr=False)
+
+    @cached_property
+    def err(self) -> Console:
+        """Standard error: progress, hints and errors."""
+        return _console(stderr=True)
+
+    def hint(self, text: str) -> None:
+        """A dim line on standard error."""
+        self.err.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+session = Session()
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else _PIPE_WIDTH)
+
+
+def connect(address: str, *, start_ray: bool = False, offer_ray: bool = False) -> ByzerLLM:
+    """Join the cluster at `address`.
+
+    Args:
+        start_ray: start a head that stays when `address` is `auto` and none runs.
+        offer_ray: ask on a terminal whether to do so.
+
+    Raises:
+        ClusterNotFoundError, ClusterAuthenticationError: as `byzerllm.connect_cluster`.
+        ClusterError: the head did not start.
+    """
+    import byzerllm
+    from byzerllm.errors import ClusterNotFoundError
+
+    options = quiet_options()
+    try:
+        byzerllm.connect_cluster(address, **options)
+    except ClusterNotFoundError:
+        asked_elsewhere = address != "auto" or os.environ.get("RAY_ADDRESS")
+        if asked_elsewhere or not (start_ray or (offer_ray and _wants_head())):
+            raise
+        byzerllm.connect_cluster(_start_head(), **options)
+    return byzerllm.ByzerLLM()
+
+
+def quiet_options() -> dict[str, Any]:
+    """Options of `ray.init` that keep its messages off the terminal unless `-v` was given."""
+    if session.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        return {"log_to_driver": True}
+    warnings.simplefilter("ignore")
+    logging.getLogger("byzerllm").setLevel(logging.ERROR)
+    return {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+def _wants_head() -> bool:
+    return can_ask() and confirm(_("No Ray cluster runs on this machine. Start one that stays?"))
+
+
+def can_ask() -> bool:
+    """Whether somebody sits at a terminal who reads a question and can answer it."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str) -> bool:
+    """Ask yes or no on the terminal; Enter is yes."""
+    answer = click.prompt(f"{question} [Y/n]", default="y", show_default=False, err=True, type=str)
+    return str(answer).strip().lower() in ("y", "yes", "是", "好")
+
+
+def _start_head() -> str:
+    from byzerllm.runtime.cluster import start_head
+
+    with session.err.status(_("starting a Ray head on this machine …")):
+        address = start_head()
+    session.hint(
+        _("a Ray head runs at {address} and stays; `ray stop` ends it").format(address=address)
+    )
+    return address

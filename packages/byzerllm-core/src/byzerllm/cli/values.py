@@ -1,0 +1,161 @@
+"""Values that users type: `K=V` pairs, `${ENV}`, `@file`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from byzerllm.cli.i18n import _
+from byzerllm.errors import UsageError
+
+_REFERENCE = re.compile(r"\$(?P<escaped>\$)?\{(?P<inside>[^}]*)\}")
+_VARIABLE = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-.*)?", re.DOTALL)
+_SECRET_FILE_LIMIT = 64 * 1024
+
+
+def expand(text: str, where: str, environment: Mapping[str, str] | None = None) -> str:
+    """Replace `${NAME}` and `${NAME:-default}` by environment variables; `$${` is a plain `${`.
+
+    Args:
+        where: what the text belongs to, for the error.
+        environment: defaults to this process's.
+
+    Raises:
+        UsageError: a variable is not set and has no default, or the reference is malformed.
+    """
+    variables = os.environ if environment is None else environment
+
+    def value(match: re.Match[str]) -> str:
+        if match["escaped"]:
+            return match[0][1:]
+        reference = _VARIABLE.fullmatch(match["inside"])
+        if reference is None:
+            raise UsageError(
+                _(
+                    "{where}: {reference} is no environment variable; write ${{NAME}} or "
+                    "${{NAME:-default}}, and $${{ for a plain ${{"
+                ).format(where=where, reference=match[0])
+            )
+        name, default = reference["name"], reference["default"]
+        found = variables.get(name)
+        if default is not None:
+            return found or default.removeprefix(":-")
+        if found is None:
+            raise UsageError(
+                _(
+                    "{where}: the environment variable {name} is not set; set it or write "
+                    "${{{name}:-default}}"
+                ).format(where=where, name=name)
+            )
+        return found
+
+    return _REFERENCE.sub(value, text)
+
+
+def read_value(key: str, text: str, where: str) -> str:
+    """The value of one pair: `@FILE` is that file's text, `@@…` a plain `@…`, else expanded.
+
+    Raises:
+        UsageError: the file cannot be read, a variable is missing, or a secret is empty.
+    """
+    from byzerllm.runtime.deployment import is_secret
+
+    if text.startswith("@@"):
+        value = text[1:]
+    elif text.startswith("@"):
+        value = _file_text(text[1:], where)
+    else:
+        value = expand(text, where)
+    if not value and is_secret(key):
+        raise UsageError(
+            _("{where} is empty; was the variable that should hold it set in your shell?").format(
+                where=where
+            )
+        )
+    return value
+
+
+def _file_text(name: str, where: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        if path.stat().st_size > _SECRET_FILE_LIMIT:
+            raise UsageError(
+                _("{where}: {path} is larger than {limit} bytes; is it the right file?").format(
+                    where=where, path=path, limit=_SECRET_FILE_LIMIT
+                )
+            )
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else _("it is no UTF-8 text")
+        raise UsageError(
+            _(
+                "{where}: cannot read {path}: {reason} (a value that starts with @ names a file; "
+                "write @@ for a plain @)"
+            ).format(where=where, path=path, reason=reason)
+        ) from None
+
+
+def parse_pairs(items: Iterable[str], option: str) -> dict[str, str]:
+    """`["a=1", "b=2"]` as a dict; values keep their text.
+
+    Raises:
+        UsageError: an item is no pair, a key comes twice, or a value cannot be read.
+    """
+    pairs: dict[str, str] = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if not separator or not key.strip():
+            raise UsageError(
+                _("{option} takes KEY=VALUE, got {item!r}").format(option=option, item=item)
+            )
+        if key in pairs:
+            raise UsageError(_("{option} names {key!r} twice").format(option=option, key=key))
+        pairs[key] = read_value(key, text, f"{option} {key}")
+    return pairs
+
+
+def parse_amounts(items: Iterable[str], option: str) -> dict[str, float]:
+    """`["disk=1"]` as numbers.
+
+    Raises:
+        UsageError: as `parse_pairs`, or a value is no positive number.
+    """
+    amounts: dict[str, float] = {}
+    for key, text in parse_pairs(items, option).items():
+        try:
+            amounts[key] = float(text)
+        except ValueError:
+            amounts[key] = -1
+        if not 0 < amounts[key] < float("inf"):
+            raise UsageError(
+                _("{option} {key} takes a positive number, got {text!r}").format(
+                    option=option, key=key, text=text
+                )
+            )
+    return amounts
+
+
+def spread(arguments: list[str], names: Iterable[str]) -> list[str]:
+    """Repeat each of the options `names` before each of the values that follow it.
+
+    `--infer_params a=1 b=2 --model m` becomes `--infer_params a=1 --infer_params b=2 --model m`.
+    """
+    wanted = frozenset(name.replace("-", "_") for name in names)
+    spreaded: list[str] = []
+    current = ""
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return spreaded + arguments[position:]
+        option = argument.split("=", 1)[0]
+        if argument.startswith("-"):
+            dashes = len(argument) - len(argument.lstrip("-"))
+            named = "-" * dashes + option[dashes:].replace("-", "_")
+            current = option if named in wanted else ""
+            spreaded.append(argument)
+        elif current and spreaded[-1] != current:
+            spreaded += [current, argument]
+        else:
+            spreaded.append(argument)
+    return spreaded
