@@ -407,7 +407,14 @@ class ByzerLLM:
         Raises:
             ByzerLLMError: see `byzerllm.errors`.
         """
-        _check_tools(locals())
+        if tools or tool_choice or execute_tool or impl_func or response_class:
+            check_unsupported(
+                tools=tools,
+                tool_choice=tool_choice,
+                execute_tool=execute_tool,
+                impl_func=impl_func,
+                response_class=response_class,
+            )
         name, request, settings = self._request(
             conversations, model, llm_config, role_mapping, extra_request_params,
             default_system=enable_default_sys_message,
@@ -437,7 +444,14 @@ class ByzerLLM:
         extra_request_params: Mapping[str, Any] = {},
     ) -> list[LLMResponse]:
         """`chat_oai` for asynchronous code; cancelling the task stops the generation."""
-        _check_tools(locals())
+        if tools or tool_choice or execute_tool or impl_func or response_class:
+            check_unsupported(
+                tools=tools,
+                tool_choice=tool_choice,
+                execute_tool=execute_tool,
+                impl_func=impl_func,
+                response_class=response_class,
+            )
         name, request, settings = self._request(
             conversations, model, llm_config, role_mapping, extra_request_params,
             default_system=enable_default_sys_message,
@@ -660,14 +674,6 @@ def _answered(answer: Result, reader: StreamReader) -> Iterator[StreamItem]:
 def _generated(result: Result) -> GenerateResult:
     assert isinstance(result, GenerateResult)
     return result
-
-
-def _check_tools(given: Mapping[str, Any]) -> None:
-    names = (
-        "tools", "tool_choice", "execute_tool", "impl_func", "execute_impl_func",
-        "impl_func_params", "func_params", "response_class", "response_after_chat",
-    )  # fmt: skip
-    check_unsupported(**{name: given[name] for name in names})
 
 
 def _timeout(extra: Mapping[str, Any]) -> float | None:

@@ -79,22 +79,28 @@ class Channel:
         finally:
             self._unary.pop(number, None)
 
-    async def stream(self, request: Request) -> AsyncIterator[GenerateChunk]:
-        """One request's chunks; closing the iterator cancels the request in the worker."""
+    async def stream(self, request: Request, seconds: float) -> AsyncIterator[GenerateChunk]:
+        """One request's chunks; closing the iterator cancels the request in the worker.
+
+        Raises:
+            TimeoutError: the last chunk did not come within `seconds`.
+        """
         number = next(self._numbers)
         queue: asyncio.Queue[GenerateChunk | Exception] = asyncio.Queue()
         self._streams[number] = queue
+        limit = self.loop.call_later(seconds, queue.put_nowait, TimeoutError())
         self._send(number, request)
         finished = False
         try:
             while not finished:
                 item = await queue.get()
                 if isinstance(item, Exception):
-                    finished = True
+                    finished = not isinstance(item, TimeoutError)
                     raise item
                 finished = item.finish_reason is not None
                 yield item
         finally:
+            limit.cancel()
             self._streams.pop(number, None)
             if not finished:
                 self._send(number, Cancel())

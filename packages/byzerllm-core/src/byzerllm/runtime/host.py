@@ -131,6 +131,45 @@ class Counters:
         return sorted(self.ttft)[len(self.ttft) // 2] if self.ttft else None
 
 
+class Meter:
+    """Times and counts one answer."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._start = time.monotonic()
+        self._first = 0.0
+        self._tokens = 0
+        self._last: GenerateChunk | None = None
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def saw(self, chunk: GenerateChunk) -> None:
+        """Count a chunk; write the times into the last one."""
+        counters = self._counters
+        if not self._first:
+            self._first = self.seconds()
+            counters.ttft.append(self._first)
+        tokens = len(chunk.token_ids)
+        self._tokens += tokens
+        counters.generated_tokens += tokens
+        if chunk.finish_reason is None:
+            return
+        self._last = chunk
+        chunk.first_token = self._first
+        chunk.elapsed = self.seconds()
+        if chunk.usage is not None:
+            counters.prompt_tokens += chunk.usage.prompt_tokens
+            counters.generated_tokens += chunk.usage.completion_tokens - self._tokens
+
+    def ended(self, spec: DeploymentSpec) -> GenerateChunk:
+        """The last chunk. Raises BackendError when there was none with a reason."""
+        if self._last is None:
+            raise BackendError(f"backend {spec.backend!r} ended an answer without a reason")
+        self._counters.done += 1
+        return self._last
+
+
 class Host:
     """Loads the backend of a resolved spec and answers requests with it."""
 
@@ -225,56 +264,44 @@ class Host:
         """Chunks as the backend makes them; the last one has its times filled in."""
         self._check(request)
         await self.admission.enter()
-        start = time.monotonic()
-        first = 0.0
-        counted = 0
-        counters = self.counters
-        ended = False
+        meter = Meter(self.counters)
         try:
             async with aclosing(self.backend.generate(request)) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
-                    if not first:
-                        first = time.monotonic() - start
-                        counters.ttft.append(first)
-                    counted += len(chunk.token_ids)
-                    counters.generated_tokens += len(chunk.token_ids)
-                    if chunk.finish_reason is not None:
-                        ended = True
-                        chunk.first_token = first
-                        chunk.elapsed = time.monotonic() - start
-                        if chunk.usage is not None:
-                            counters.prompt_tokens += chunk.usage.prompt_tokens
-                            counters.generated_tokens += chunk.usage.completion_tokens - counted
+                    meter.saw(chunk)
                     yield chunk
-            if not ended:
-                raise BackendError(f"backend {self.spec.backend!r} ended a stream without a reason")
-            counters.done += 1
+            meter.ended(self.spec)
         except Exception:
-            counters.failed += 1
+            self.counters.failed += 1
             raise
         finally:
-            self.admission.leave(time.monotonic() - start)
+            self.admission.leave(meter.seconds())
 
     async def _generate_whole(self, request: GenerateRequest) -> GenerateResult:
+        self._check(request)
+        await self.admission.enter()
+        meter = Meter(self.counters)
         texts: list[str] = []
         reasoning: list[str] = []
         token_ids: list[int] = []
         logprobs: list[TokenLogprob] = []
-        last: GenerateChunk | None = None
-        async with aclosing(self.stream(request)) as chunks:  # type: ignore[type-var]
-            async for last in chunks:
-                texts.append(last.text)
-                if last.token_ids:
-                    token_ids += last.token_ids
-                if last.logprobs:
-                    logprobs += last.logprobs
-                if last.reasoning:
-                    reasoning.append(last.reasoning)
-        if last is None or last.finish_reason is None:
-            raise BackendError("the answer ended without a reason")
+        try:
+            async with aclosing(self.backend.generate(request)) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    meter.saw(chunk)
+                    texts.append(chunk.text)
+                    reasoning.append(chunk.reasoning)
+                    token_ids += chunk.token_ids
+                    logprobs += chunk.logprobs
+            last = meter.ended(self.spec)
+        except Exception:
+            self.counters.failed += 1
+            raise
+        finally:
+            self.admission.leave(meter.seconds())
         return GenerateResult(
             text="".join(texts),
-            finish_reason=last.finish_reason,
+            finish_reason=last.finish_reason or "stop",
             usage=last.usage or Usage(completion_tokens=len(token_ids)),
             token_ids=token_ids,
             logprobs=logprobs,

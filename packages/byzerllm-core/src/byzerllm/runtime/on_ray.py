@@ -15,7 +15,7 @@ from byzerllm.errors import ClusterNotFoundError, ModelNotFoundError
 from byzerllm.requests import ModelMeta
 from byzerllm.runtime.background import background_loop
 from byzerllm.runtime.base import Progress
-from byzerllm.runtime.cluster import require_ray
+from byzerllm.runtime.cluster import is_ray_client, require_ray
 from byzerllm.runtime.deployment import DeploymentSpec
 from byzerllm.runtime.host import encode_spec
 from byzerllm.runtime.router import Router
@@ -121,7 +121,7 @@ class RayRuntime(Router):
                 progress(worker_id, phase)
 
 
-_current: tuple[str, RayRuntime] | None = None
+_current: tuple[Any, RayRuntime] | None = None
 _current_lock = threading.Lock()
 
 
@@ -132,11 +132,24 @@ def ray_runtime() -> RayRuntime:
         ClusterNotFoundError: this process is not connected to Ray.
     """
     global _current
-    ray = require_ray()
-    connection = ray.get_runtime_context().get_job_id()
+    connection = _connection()
+    if _current is not None and _current[0] is connection:
+        return _current[1]
     with _current_lock:
-        if _current is None or _current[0] != connection:
+        if _current is None or _current[0] is not connection:
             if _current is not None:
                 _current[1].close()
             _current = (connection, RayRuntime())
         return _current[1]
+
+
+def _connection() -> Any:
+    """An object that lives as long as this process's connection to Ray."""
+    require_ray()
+    if is_ray_client():
+        from ray.util.client import ray as client
+
+        return client.get_context().client_worker
+    from ray._private.worker import global_worker
+
+    return global_worker.core_worker

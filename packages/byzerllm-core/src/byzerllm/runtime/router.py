@@ -227,15 +227,14 @@ class Router:
                 continue
             started = False
             try:
-                async with aclosing(self._open(route, link, request)) as chunks:  # type: ignore[type-var]
-                    while True:
-                        async with asyncio.timeout(attempts.left()):
-                            chunk = await anext(chunks, None)
-                        if chunk is None:
-                            return
+                channel = self._channel(route, link, self._connect(link))
+                stream = channel.stream(request, attempts.left())
+                async with aclosing(stream) as chunks:  # type: ignore[type-var]
+                    async for chunk in chunks:
                         started = True
                         texts.append(chunk.text)
                         yield chunk
+                return
             except TimeoutError as error:
                 if isinstance(error, ByzerLLMError):
                     raise
@@ -439,15 +438,6 @@ class Router:
         if isinstance(item, Failure):
             raise to_error(item)
         return item  # type: ignore[return-value]
-
-    async def _open(
-        self, route: Route, link: WorkerLink, request: GenerateRequest
-    ) -> AsyncIterator[GenerateChunk]:
-        handle = self._connect(link)
-        stream = self._channel(route, link, handle).stream(request)
-        async with aclosing(stream) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
-                yield chunk
 
     def _channel(self, route: Route, link: WorkerLink, handle: Any) -> Channel:
         loop = asyncio.get_running_loop()

@@ -40,6 +40,7 @@ IDLE_LEASE_SECONDS = 60.0
 STREAM_FRAME_SECONDS = 0.004
 UNARY_FRAME_SECONDS = 0.001
 PULL_SECONDS = 5.0
+TASKS_AT_ONCE = 24
 MAX_CONCURRENCY = 100_000
 CONTROL_CONCURRENCY = 64
 
@@ -194,12 +195,15 @@ class Worker:
         except Exception as error:
             channel.put(0, self._failure(error))
             return
-        for number, item in items:
+        for place, (number, item) in enumerate(items):
             if isinstance(item, Cancel):
                 task = channel.tasks.get(number)
                 if task is not None:
                     task.cancel("its caller cancelled it")
                 continue
+            if place and not place % TASKS_AT_ONCE:
+                # Lets the first replies leave while the rest is still being worked on.
+                await asyncio.sleep(0)
             task = asyncio.create_task(self._serve(channel, number, item))
             channel.tasks[number] = task
             self._running[item.id] = task

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
@@ -38,6 +39,7 @@ class EchoParameters(Parameters):
     load_delay: float = Field(0.0, ge=0, description="seconds that loading takes")
     fail_load: str = Field("", description="loading fails with this text")
     fail_at: int = Field(-1, description="generation raises before this chunk; -1: never")
+    timestamps: bool = Field(False, description="each chunk is the time that it was made at")
     context: int = Field(100_000, ge=1, description="words that a prompt may have")
 
 
@@ -60,9 +62,9 @@ class EchoBackend(Backend):
         return cls(parameters, context.model)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
-        text = self._text(request)
+        question = self._text(request)
         given = self._parameters
-        words = _WORD.findall(text)
+        words = _WORD.findall(question)
         if len(words) > given.context:
             raise ContextLengthError(
                 f"the prompt has {len(words)} words, the context holds {given.context}"
@@ -73,7 +75,7 @@ class EchoBackend(Backend):
         usage = Usage(prompt_tokens=len(words), completion_tokens=limit)
         if not request.stream and not given.delay and given.fail_at < 0:
             self.generated += limit
-            whole = text if limit == len(words) else self._piece(words, range(limit))
+            whole = question if limit == len(words) else self._piece(words, range(limit))
             yield GenerateChunk(text=whole, finish_reason=finish, usage=usage)
             return
         clock = asyncio.get_running_loop().time
@@ -84,7 +86,8 @@ class EchoBackend(Backend):
             if given.delay:
                 await asyncio.sleep(max(0.0, start + (index + 1) * given.delay - clock()))
             self.generated += 1
-            yield GenerateChunk(text=self._piece(words, range(index, index + 1)))
+            text = self._piece(words, range(index, index + 1))
+            yield GenerateChunk(text=f"{time.time():.6f} " if given.timestamps else text)
         yield GenerateChunk(finish_reason=finish, usage=usage)
 
     async def meta(self) -> ModelMeta:
