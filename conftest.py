@@ -75,7 +75,9 @@ def start_ray_head(
     command += [f"--temp-dir={folder}", "--object-store-memory=200000000"]
     path = folder / "head.log"
     with path.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=environ
+        )
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         text = path.read_text(errors="replace")
