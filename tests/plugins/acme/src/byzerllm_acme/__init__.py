@@ -43,6 +43,8 @@ def register_providers(register: Callable[[BackendSpec], None]) -> None:
             path="byzerllm_acme.provider:AcmeProvider",
             parameters=AcmeParameters,
             description="Acme's hosted mirror models",
+            # A template's text arrives as a completion.
+            capabilities=frozenset({"chat", "completion"}),
             default_concurrency=10,
             hosted=True,
         )
