@@ -40,7 +40,6 @@ def context_settings() -> dict[str, Any]:
             default_string=_(r"\[default: {}]"),
             envvar_string=_(r"\[environment: {}]"),
             required_long_string=_(r"\[required]"),
-            append_metavars_help=False,
             commands_before_options=True,
             text_paragraph_linebreaks="\n\n",
         ),
@@ -68,7 +67,12 @@ class Verb(rich_click.RichCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         names = [n for p in self.params if isinstance(p, PairsOption) for n in p.opts]
-        return super().parse_args(ctx, spread(args, names))
+        try:
+            return super().parse_args(ctx, spread(args, names))
+        except click.UsageError as error:
+            # The option parser knows no context; the error's hint needs it.
+            error.ctx = error.ctx or ctx
+            raise
 
     def get_help_option(self, ctx: RichContext) -> click.Option | None:  # type: ignore[override]
         option = super().get_help_option(ctx)

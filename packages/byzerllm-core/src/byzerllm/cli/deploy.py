@@ -60,7 +60,7 @@ def show_meta(model: str, meta: dict[str, Any]) -> None:
     """What was deployed, and what to type next."""
     from byzerllm.cli.render import key_values
 
-    session.out.print(key_values({"model": model, **meta}))
+    session.out.print(key_values(meta))
     session.hint(_("next: {command}").format(command=f"byzerllm query --model {model} --query '…'"))
 
 
@@ -179,7 +179,7 @@ def command(replace: bool, start_ray: bool, ray_address: str, as_json: bool, **g
 
     spec = _spec(given)
     llm = connect(ray_address, start_ray=start_ray, offer_ray=True)
-    with WorkerProgress() as progress:
+    with WorkerProgress(spec.model) as progress:
         meta = llm.deploy_spec(spec, replace=replace, progress=progress)
     if as_json:
         print_json(meta)

@@ -8,6 +8,8 @@ from byzerllm.cli.i18n import _
 from byzerllm.cli.options import Number, address_option, model_option, option, verb
 from byzerllm.cli.session import connect, session
 
+# Ray's own marks between the lines of a worker.
+_MARKS = (":job_id:", ":actor_name:", ":task_name:")
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
@@ -34,6 +36,8 @@ def command(model: str, follow: bool, lines: int, ray_address: str) -> None:
 
     llm = connect(ray_address)
     for worker, line in llm.logs(model, follow=follow, lines=lines):
+        if line.startswith(_MARKS):
+            continue
         colour = _COLOURS[zlib.crc32(worker.encode()) % len(_COLOURS)]
         text = Text.assemble((f"{worker} ", colour), line)
         session.out.print(text, soft_wrap=True, highlight=False)

@@ -22,6 +22,7 @@ BROKEN_PIPE = 141
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code: 0, 1 (failed), 2 (wrong usage), 130 (Ctrl-C)."""
+    session.verbose = False
     session.debug = os.environ.get("BYZERLLM_DEBUG", "0") not in ("", "0")
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show Chinese shows question marks, not a traceback.
@@ -34,7 +35,9 @@ def run(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return failures.USAGE
     try:
-        return _guarded(arguments)
+        code = _guarded(arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
             print(file=sys.stderr)
@@ -66,9 +69,6 @@ def _guarded(arguments: Sequence[str]) -> int:
         return failures.show_bug(error)
     except Exception as error:
         return failures.show_bug(error)
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

@@ -17,10 +17,12 @@ READY = "ready"
 class WorkerProgress:
     """One moving line per worker on a terminal, one printed line per change elsewhere.
 
-    Calling it is the `progress` callback of the client. Used as a context manager.
+    Calling it is the `progress` callback of the client: the model itself is meant where the worker
+    has no id yet. Used as a context manager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._model = model
         self._phases: dict[str, str] = {}
         self._tasks: dict[str, TaskID] = {}
         self._display: Progress | None = None
@@ -45,6 +47,10 @@ class WorkerProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is None:
+            # The client returns before it hears of the last phase.
+            for worker in self._phases:
+                self(worker, READY)
         if self._display is not None:
             self._display.stop()
 
@@ -53,13 +59,13 @@ class WorkerProgress:
             return
         self._phases[worker] = phase
         if self._display is None:
-            session.hint(f"{worker}: {phase}")
+            session.hint(f"{worker or self._model}: {phase}")
         else:
             self._show(self._display, worker, phase)
 
     def _show(self, display: Progress, worker: str, phase: str) -> None:
         if worker not in self._tasks:
-            self._tasks[worker] = display.add_task(phase, total=None, worker=worker)
+            self._tasks[worker] = display.add_task(phase, total=None, worker=worker or self._model)
         percent = _PERCENT.search(phase)
         if phase == READY:
             total, completed = 100.0, 100.0

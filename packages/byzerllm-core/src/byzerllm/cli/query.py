@@ -56,21 +56,27 @@ def generation(
     return {**llm_config, **{name: value for name, value in given.items() if value is not None}}
 
 
-def print_stream(llm: ByzerLLM, messages: list[dict[str, Any]], model: str, config: Any) -> str:
-    """Print an answer as it comes, and return it."""
-    text = ""
+def print_stream(
+    llm: ByzerLLM, messages: list[dict[str, Any]], model: str, config: dict[str, Any]
+) -> dict[str, Any]:
+    """Print an answer as it comes.
+
+    Returns:
+        what is known of it, as `chat_oai`'s metadata.
+    """
+    known: dict[str, Any] = {}
     stream = llm.stream_chat_oai(
         conversations=messages, model=model, delta_mode=True, llm_config=config
     )
     with closing(stream):  # type: ignore[type-var]
-        for piece, _metadata in stream:
+        for piece, metadata in stream:
             if not isinstance(piece, str):
                 raise UsageError(_("the answer is no text; give --output_file to keep it"))
-            text += piece
             click.echo(piece, nl=False)
             sys.stdout.flush()
+            known = metadata
     click.echo()
-    return text
+    return known
 
 
 @verb("query", help=_("Ask a model one question and print its answer."), examples=_EXAMPLES)
@@ -118,12 +124,13 @@ def command(
     if stream is None:
         stream = sys.stdout.isatty()
     if stream and output_file is None:
-        print_stream(llm, messages, model, config)
-        return
-    answer = llm.chat_oai(conversations=messages, model=model, llm_config=config)[0]
-    _show(answer.output, output_file)
+        metadata = print_stream(llm, messages, model, config)
+    else:
+        answer = llm.chat_oai(conversations=messages, model=model, llm_config=config)[0]
+        metadata = answer.metadata
+        _show(answer.output, output_file)
     if session.verbose:
-        session.hint(str(dict(answer.metadata)))
+        session.hint(str(dict(metadata)))
 
 
 def _messages(query: str, system: str | None, images: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def _tour(llm: ByzerLLM) -> None:
         f"byzerllm deploy --model_path {MODEL_PATH} --infer_backend llama_cpp --model {MODEL}",
     )
     spec = DeploymentSpec(model=MODEL, model_path=MODEL_PATH, backend="llama_cpp")
-    with WorkerProgress() as progress:
+    with WorkerProgress(MODEL) as progress:
         llm.deploy_spec(spec, progress=progress)
     _step("3", _("a question"), f"byzerllm query --model {MODEL} --query '{QUESTION}'")
     print_stream(llm, [{"role": "user", "content": QUESTION}], MODEL, {"temperature": 0})

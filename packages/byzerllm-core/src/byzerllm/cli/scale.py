@@ -27,8 +27,8 @@ def command(model: str, num_workers: int, ray_address: str) -> None:
     from byzerllm.cli.progress import WorkerProgress
 
     llm = connect(ray_address)
-    with WorkerProgress() as progress:
+    with WorkerProgress(model) as progress:
         llm.scale(model, num_workers, progress=progress)
     session.out.print(
-        _("{model} has {count} workers").format(model=model, count=num_workers), markup=False
+        _("{model}: {count} worker(s)").format(model=model, count=num_workers), markup=False
     )

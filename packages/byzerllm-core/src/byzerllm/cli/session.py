@@ -92,6 +92,8 @@ def quiet_options() -> dict[str, Any]:
         return {"log_to_driver": True}
     warnings.simplefilter("ignore")
     logging.getLogger("byzerllm").setLevel(logging.ERROR)
+    # It repeats, with a traceback, what a cancelled request was cancelled for.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     return {"log_to_driver": False, "logging_level": logging.ERROR}
 
 

@@ -120,7 +120,7 @@ def carry_out(llm: ByzerLLM, step: Step) -> bool:
     from byzerllm.cli.progress import WorkerProgress
 
     try:
-        with WorkerProgress() as progress:
+        with WorkerProgress(step.model) as progress:
             if step.action == "remove":
                 llm.undeploy(step.model)
             elif step.action == "scale" and step.spec is not None:

@@ -142,20 +142,20 @@ def spread(arguments: list[str], names: Iterable[str]) -> list[str]:
 
     `--infer_params a=1 b=2 --model m` becomes `--infer_params a=1 --infer_params b=2 --model m`.
     """
-    wanted = frozenset(name.replace("-", "_") for name in names)
+    wanted = frozenset(_plain_option(name) for name in names)
     spreaded: list[str] = []
     current = ""
     for position, argument in enumerate(arguments):
         if argument == "--":
             return spreaded + arguments[position:]
-        option = argument.split("=", 1)[0]
         if argument.startswith("-"):
-            dashes = len(argument) - len(argument.lstrip("-"))
-            named = "-" * dashes + option[dashes:].replace("-", "_")
-            current = option if named in wanted else ""
-            spreaded.append(argument)
+            option = argument.split("=", 1)[0]
+            current = option if _plain_option(option) in wanted else ""
         elif current and spreaded[-1] != current:
-            spreaded += [current, argument]
-        else:
-            spreaded.append(argument)
+            spreaded.append(current)
+        spreaded.append(argument)
     return spreaded
+
+
+def _plain_option(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
