@@ -20,12 +20,12 @@
     │   └── ClusterAuthenticationError   the cluster refuses the token
     ├── ProtocolError                    the two ends speak different protocol numbers
     └── RequestError                     one request failed while it ran
-        ├── ContextLengthError           prompt and answer do not fit the context
+        ├── ContextLengthError (ValueError)      prompt and answer do not fit the context
         ├── OverloadedError              every worker is full; has `retry_after` seconds
         ├── WorkerDiedError              the workers that ran the request died
         ├── StreamInterruptedError       a stream broke after its first chunk; has `text`
         ├── RequestCancelledError        cancelled by `abort`, by its caller, or by an undeploy
-        ├── RequestTimeoutError          no answer within the time limit
+        ├── RequestTimeoutError (TimeoutError)   no answer within the time limit
         └── BackendError                 the engine raised; has `remote_traceback`
 
 Each one pickles and crosses Ray and the wire unchanged: an error is a message plus `details`,
@@ -109,6 +109,7 @@ class ParameterError(UsageError):
     @classmethod
     def unknown(cls, name: str, allowed: Iterable[str], *, where: str) -> ParameterError:
         """An unknown `name`, with the nearest match and everything that `where` accepts."""
+        allowed = list(allowed)
         return cls(
             f"unknown parameter {name!r} for {where}{did_you_mean(name, allowed)}; "
             f"allowed: {listed(allowed)}",
