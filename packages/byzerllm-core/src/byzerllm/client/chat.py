@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from byzerllm.client.settings import ModelSettings
 from byzerllm.client.types import LLMResponse, Metadata
 from byzerllm.errors import ContextLengthError, ParameterError
@@ -88,7 +90,7 @@ def _sampling(settings: ModelSettings, config: Mapping[str, Any]) -> SamplingPar
         sampling = SamplingParams.parse(*layers, settings.generation, config)
     limit = settings.max_output_length
     if limit is not None and (sampling.max_tokens or limit + 1) > limit:
-        return SamplingParams.parse(settings.generation, config, {"max_tokens": limit})
+        return msgspec.structs.replace(sampling, max_tokens=limit)
     return sampling
 
 
@@ -100,9 +102,12 @@ def _render(
 ) -> str:
     template = settings.template
     assert template is not None
+    mapping = role_mapping or settings.role_mapping
+    if mapping:
+        template = template.with_roles(mapping)
     if default_system and template.default_system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": template.default_system}, *messages]
-    return template.apply(messages, role_mapping or settings.role_mapping)
+    return template.apply(messages)
 
 
 def _check_length(request: GenerateRequest, settings: ModelSettings) -> None:
