@@ -141,7 +141,8 @@ def check_gpus() -> list[Finding]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return [_broken_driver(str(error))]
     if told.returncode:
-        return [_broken_driver((told.stdout + told.stderr).strip().splitlines()[0])]
+        lines = (told.stdout + told.stderr).strip().splitlines()
+        return [_broken_driver(lines[0] if lines else f"{told.returncode}")]
     return [Finding("ok", "GPU", line) for line in told.stdout.strip().splitlines()]
 
 
