@@ -41,9 +41,12 @@ SIBLING_BACKENDS = {
     "llama_cpp": "llamacpp",
     "transformers": "transformers",
     "ray/vllm": "vllm",
+    "vllm": "vllm",
     "ray/deepspeed": "deepspeed",
+    "deepspeed": "deepspeed",
 }
-"""Backends of the project's own packages and the extra of byzerllm-core that brings each."""
+"""Backends of the project's own packages, in both spellings of their names, and the extra of
+byzerllm-core that brings each."""
 
 T = TypeVar("T")
 
@@ -129,14 +132,10 @@ class Plugins:
 
     def discover(self) -> None:
         """Load every entry point of the group, core's own ones first."""
-        found = importlib.metadata.entry_points(group=GROUP)
-        for entry in sorted(found, key=lambda e: (not e.value.startswith("byzerllm."), e.name)):
-            record = PluginRecord(name=entry.name, module=entry.value)
-            if entry.dist is not None:
-                record.distribution = entry.dist.name
-                record.version = entry.dist.version
+        found = [(_record(entry), entry) for entry in importlib.metadata.entry_points(group=GROUP)]
+        for record, entry in sorted(found, key=lambda pair: _order(pair[0])):
             self.records.append(record)
-            if entry.name in self.disabled:
+            if record.name in self.disabled:
                 record.state = "disabled"
             else:
                 self._load(record, entry.load)
@@ -149,12 +148,19 @@ class Plugins:
         """
         record = PluginRecord(name=name, module=module.__name__)
         self.records.append(record)
-        self._load(record, lambda: module)
-        if record.state == "broken":
-            raise PluginError(record.error)
+        error = self._load(record, lambda: module)
+        if isinstance(error, PluginError):
+            raise error
+        if error is not None:
+            raise PluginError(record.error) from error
         return record
 
-    def _load(self, record: PluginRecord, load: Callable[[], ModuleType]) -> None:
+    def _load(self, record: PluginRecord, load: Callable[[], ModuleType]) -> BaseException | None:
+        try:
+            self._check_name(record)
+        except DuplicateNameError as error:
+            _record_failure(record, error)
+            return error
         try:
             module = load()
             check_hook_api(module, record.name)
@@ -164,13 +170,23 @@ class Plugins:
             record.hooks = sorted(caller.name for caller in callers)
             self._collect(record.name, module)
         except (Exception, SystemExit) as error:
-            record.state = "broken"
-            record.error = f"{type(error).__name__}: {error}"
-            record.traceback = traceback.format_exc()
+            _record_failure(record, error)
             if self.hooks.has_plugin(record.name):
                 self.hooks.unregister(name=record.name)
             for registry in self._registries():
                 registry.drop(record.name)
+            return error
+        return None
+
+    def _check_name(self, record: PluginRecord) -> None:
+        # Everything below goes by this name: a second owner would take the first one down.
+        if not self.hooks.has_plugin(record.name):
+            return
+        first = next(r for r in self.records if r.name == record.name and r.state == "ok")
+        raise DuplicateNameError(
+            f"plugin name {record.name!r} of {_origin(record)} is already used by "
+            f"{_origin(first)}; uninstall one of the two"
+        )
 
     def _collect(self, name: str, module: ModuleType) -> None:
         def spec_into(registry: Registry[BackendSpec]) -> Callable[[BackendSpec], None]:
@@ -219,6 +235,31 @@ class Plugins:
         """Whether any plugin implements `before_request` or `after_request`."""
         hook = self.hooks.hook
         return bool(hook.before_request.get_hookimpls() or hook.after_request.get_hookimpls())
+
+
+def _record(entry: importlib.metadata.EntryPoint) -> PluginRecord:
+    fields = entry.dist.metadata if entry.dist is not None else None
+    known = {} if fields is None else {k: fields[k] for k in ("Name", "Version") if k in fields}
+    return PluginRecord(
+        name=entry.name,
+        module=entry.value,
+        distribution=known.get("Name", ""),
+        version=known.get("Version", ""),
+    )
+
+
+def _order(record: PluginRecord) -> tuple[bool, str, str]:
+    return not record.module.startswith("byzerllm."), record.name, record.distribution
+
+
+def _origin(record: PluginRecord) -> str:
+    return f"{record.distribution or record.module!r} {record.version}".rstrip()
+
+
+def _record_failure(record: PluginRecord, error: BaseException) -> None:
+    record.state = "broken"
+    record.error = f"{type(error).__name__}: {error}"
+    record.traceback = "".join(traceback.format_exception(error))
 
 
 def check_hook_api(module: ModuleType, name: str) -> None:
