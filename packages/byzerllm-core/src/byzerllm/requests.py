@@ -7,6 +7,7 @@ cannot be tolerated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -88,6 +89,10 @@ class SamplingParams(Struct, kw_only=True, omit_defaults=True, frozen=True):
             params = msgspec.convert(known, cls, strict=False)
         except msgspec.ValidationError as error:
             raise _explain(known, error) from None
+        for name, value in known.items():
+            if not _is_finite(getattr(params, name)):
+                reason = f"a finite number is needed (got {value!r})"
+                raise ParameterError.invalid(name, reason, where="generation")
         return msgspec.structs.replace(params, extra=extra) if extra else params
 
 
@@ -121,6 +126,10 @@ def _value(name: str, value: Any) -> Any:
     if name == "logprobs" and isinstance(value, bool):
         return 0 if value else None
     return value
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _explain(known: Mapping[str, Any], error: msgspec.ValidationError) -> ParameterError:
