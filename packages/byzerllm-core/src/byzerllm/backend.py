@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import abc
 import importlib
-import types
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import pydantic
 
@@ -46,7 +45,11 @@ class Parameters(pydantic.BaseModel):
     """
 
     model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
     )
     prefixes: ClassVar[tuple[str, ...]] = ("backend.",)
 
@@ -65,33 +68,47 @@ class Parameters(pydantic.BaseModel):
         """Check `infer_params` against the declared fields.
 
         Raises:
-            ParameterError: an unknown key (with the nearest match), a missing one, or a value of
-                the wrong type. The value of a secret is never repeated.
+            ParameterError: an unknown key (with the nearest match), one given twice, a missing one,
+                or a value of the wrong type. The value of a secret is never repeated.
         """
         spellings = cls.names()
         values: dict[str, Any] = {}
+        written: dict[str, str] = {}
         for key, value in given.items():
             bare = next((key.removeprefix(p) for p in cls.prefixes if key.startswith(p)), key)
             if bare not in spellings:
-                raise ParameterError.unknown(key, spellings, where=where)
-            values[spellings[bare]] = value
+                raise ParameterError.unknown(bare, spellings, where=where)
+            name = spellings[bare]
+            if name in written:
+                reason = f"given twice, as {written[name]!r} and as {key!r}"
+                raise ParameterError.invalid(key, reason, where=where)
+            values[name], written[name] = value, key
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
-            raise cls._explain(error, where) from None
+            raise cls._explain(error, written, where) from None
 
     @classmethod
-    def _explain(cls, error: pydantic.ValidationError, where: str) -> ParameterError:
+    def _explain(
+        cls, error: pydantic.ValidationError, written: Mapping[str, str], where: str
+    ) -> ParameterError:
+        from byzerllm.runtime.deployment import is_secret
+
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "?"
+        name = cls.names().get(name, name)
         info = cls.model_fields.get(name)
-        secret = info is not None and pydantic.SecretStr in _members(info.annotation)
+        key = written.get(name, name)
+        secret = info is None or pydantic.SecretStr in _members(info.annotation) or is_secret(key)
         shown = "" if secret or first["type"] == "missing" else f" (got {first['input']!r})"
-        return ParameterError.invalid(name, f"{first['msg']}{shown}", where=where)
+        return ParameterError.invalid(key, f"{first['msg']}{shown}", where=where)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
+def _members(annotation: Any) -> Iterator[Any]:
+    """The annotation and everything inside it (`SecretStr | None`, `list[SecretStr]`)."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _members(inner)
 
 
 @dataclass(frozen=True, kw_only=True)
