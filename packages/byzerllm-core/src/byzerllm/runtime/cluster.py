@@ -27,9 +27,10 @@ CONNECT_SECONDS = 15
 CONTROLLER_SECONDS = 60
 _HOST_PORT = re.compile(r"^(ray://)?(\[[0-9a-fA-F:]+\]|[^\s:/]+):(\d{1,5})$")
 
+_CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 _TOKEN_HELP = (
-    "Ray's token authentication: put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN "
-    "and set RAY_AUTH_MODE=token; `ray get-auth-token` on the head prints it"
+    "If it uses token authentication, put its token (`ray get-auth-token` on the head prints it) "
+    "into ~/.ray/auth_token or RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
 )
 
 
@@ -87,11 +88,16 @@ def _check_address(address: str) -> None:
 
 
 def _present_token(address: str) -> None:
-    """Ray takes a token only in token mode, which is not the default of a joining process."""
-    if "RAY_AUTH_MODE" in os.environ or address == "local":
+    """Ray takes a token only in token mode, which is not the default of a joining process, and
+    reads the mode and the token once, when it is imported."""
+    if address == "local":
         return
-    if token_source():
+    if "RAY_AUTH_MODE" not in os.environ and token_source():
         os.environ["RAY_AUTH_MODE"] = "token"
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def token_source() -> str:
@@ -125,7 +131,12 @@ def _find_running() -> str:
 
 
 def _probe(address: str) -> None:
-    """Ray waits long and says little when nobody listens; a connect says it at once."""
+    """Ask the cluster for its id. `ray.init` would wait long and say little of a refusal.
+
+    Raises:
+        ClusterNotFoundError: nobody listens there.
+        ClusterAuthenticationError: the token is refused.
+    """
     match = _HOST_PORT.match(address)
     if not match:
         return
@@ -137,6 +148,29 @@ def _probe(address: str) -> None:
             f"no Ray cluster answers at {address} ({error.strerror or error}); is it running, and "
             "is the port right? (6379 for HOST:PORT, 10001 for ray://HOST:PORT)"
         ) from None
+    import grpc
+    from ray._private.authentication.grpc_authentication_client_interceptor import (
+        _get_authentication_metadata_tuple,
+    )
+
+    method = "/ray.rpc.RayletDriver/ClusterInfo" if match[1] else _CLUSTER_ID
+    with grpc.insecure_channel(f"{match[2]}:{port}") as channel:
+        ask = channel.unary_unary(method)
+        try:
+            ask(b"", metadata=_get_authentication_metadata_tuple(), timeout=10)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise _refused(address) from None
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ClusterNotFoundError(
+                    f"what listens at {address} is no Ray cluster ({error.details()})"
+                ) from None
+
+
+def _refused(address: str) -> ClusterAuthenticationError:
+    return ClusterAuthenticationError(
+        f"the Ray cluster at {address} refuses this process ({_token_state()}). {_TOKEN_HELP}"
+    )
 
 
 def _explained(address: str, error: Exception) -> ClusterError:
@@ -145,14 +179,11 @@ def _explained(address: str, error: Exception) -> ClusterError:
     if any(word in lowered for word in ("unauthenticated", "authentication", "auth_token")) or (
         "token" in lowered
     ):
-        return ClusterAuthenticationError(
-            f"the Ray cluster at {address!r} refuses the token of this process "
-            f"({_token_state()}). {_TOKEN_HELP}"
-        )
+        return _refused(address)
     if isinstance(error, ConnectionError | TimeoutError) or "timed out" in lowered:
         return ClusterNotFoundError(
             f"the Ray cluster at {address!r} did not let this process in "
-            f"({text.splitlines()[0][:300]}; {_token_state()}). If it uses {_TOKEN_HELP}"
+            f"({text.splitlines()[0][:300]}; {_token_state()}). {_TOKEN_HELP}"
         )
     return ClusterError(f"Ray could not be joined at {address!r}: {text}")
 

@@ -62,6 +62,11 @@ class Reservation:
         self.name = name
         self.handle = handle
 
+    def alive(self) -> bool:
+        """Whether its resources are there; blocks."""
+        state = placement_group_table(self.handle).get("state")
+        return bool(state == "CREATED")
+
     def free(self) -> None:
         with contextlib.suppress(Exception):
             remove_placement_group(self.handle)
@@ -475,7 +480,12 @@ class Controller:
         with contextlib.suppress(Exception):
             ray.kill(worker.handle)
         await self._publish(deployment)
-        task = asyncio.ensure_future(self._replace(deployment, worker.index, worker.group))
+        self._begin_replacing(deployment, worker.index, worker.group)
+
+    def _begin_replacing(
+        self, deployment: Deployment, index: int, held: Reservation | None
+    ) -> None:
+        task = asyncio.ensure_future(self._replace(deployment, index, held))
         deployment.replacements.add(task)
         task.add_done_callback(deployment.replacements.discard)
 
@@ -488,16 +498,20 @@ class Controller:
             return False
         return bool(stuck < STUCK_SECONDS)
 
-    async def _replace(self, deployment: Deployment, index: int, group: Reservation) -> None:
+    async def _replace(self, deployment: Deployment, index: int, held: Reservation | None) -> None:
+        """Start worker number `index` again, in what it held if that is still there."""
         attempt = 0
         worker = None
         try:
             while worker is None:
                 await asyncio.sleep(RESTART_BACKOFF[min(attempt, len(RESTART_BACKOFF) - 1)])
                 attempt += 1
-                worker = await self._try_replace(deployment, index, group)
+                held = await self._hold(deployment, held)
+                if held is not None:
+                    worker = await self._try_replace(deployment, index, held)
         except asyncio.CancelledError:
-            group.free()
+            if held is not None:
+                held.free()
             raise
         if index >= deployment.asked.num_workers or deployment.state == "draining":
             await self._retire(deployment, [worker], drain=False)
@@ -505,6 +519,24 @@ class Controller:
         self._commit(deployment, worker)
         await self._publish(deployment)
         logger.info("%s: worker %s replaces number %d", deployment.spec.model, worker.id, index)
+
+    async def _hold(self, deployment: Deployment, held: Reservation | None) -> Reservation | None:
+        """`held` while its node lives, else a new reservation, or None while there is no room.
+
+        Ray reschedules a group of a dead node by itself, but was seen not to, for minutes.
+        """
+        if held is not None and await asyncio.to_thread(held.alive):
+            return held
+        if held is not None:
+            held.free()
+        placement = deployment.backend.placement(deployment.spec)
+        if not await self._fits(placement, 1):
+            return None
+        try:
+            (fresh,) = await self._reserve(deployment, placement, 1)
+        except ResourcesError:
+            return None
+        return fresh
 
     async def _try_replace(
         self, deployment: Deployment, index: int, group: Reservation
@@ -593,12 +625,7 @@ class Controller:
         missing = [i for i in range(deployment.asked.num_workers) if i not in present]
         await self._publish(deployment)
         for index in missing:
-            self._spawn(self._refill(deployment, index))
-
-    async def _refill(self, deployment: Deployment, index: int) -> None:
-        placement = deployment.backend.placement(deployment.spec)
-        (group,) = await self._reserve(deployment, placement, 1)
-        await self._replace(deployment, index, group)
+            self._begin_replacing(deployment, index, None)
 
     def _get(self, model: str) -> Deployment:
         deployment = self._deployments.get(model)
