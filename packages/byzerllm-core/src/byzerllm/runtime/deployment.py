@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from byzerllm.errors import NotInstalledError, ParameterError
+from byzerllm.errors import ModelSourceError, NotInstalledError, ParameterError, listed
 
 if TYPE_CHECKING:
     from byzerllm.backend import BackendSpec
@@ -19,8 +20,15 @@ if TYPE_CHECKING:
 DEFAULT_MAX_QUEUE = 100
 DEFAULT_BALANCER = "lru"
 MASK = "******"
-_SECRET = re.compile(r"(key|token|secret|password|passwd|credential)s?$", re.IGNORECASE)
-_NAME = re.compile(r"^[^\s:/]{1,100}$")
+_SECRET = re.compile(
+    r"(keys?|token|((api|auth|access)[-_]?)tokens|secrets?|passwords?|passwd|credentials?)$",
+    re.IGNORECASE,
+)
+# Of a tokenizer: `eos_token` and its like keep no secret.
+_SPECIAL_TOKEN = re.compile(
+    r"(^|[._-])(bos|eos|pad|unk|sep|cls|mask|stop|image|audio|video)_token$", re.IGNORECASE
+)
+_NAME = re.compile(r"[^\s:/]{1,100}")
 
 
 class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
@@ -90,15 +98,20 @@ class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
         inside = ", ".join(f"{key}={value!r}" for key, value in self.masked().items())
         return f"DeploymentSpec({inside})"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # msgspec's own shows the fields as they are.
+        return list(self.masked().items())
+
 
 def is_secret(key: str) -> bool:
     """Whether an `infer_params` key names a secret (`saas.api_key`, `hf_token`, …)."""
-    return bool(_SECRET.search(key))
+    return bool(_SECRET.search(key)) and not _SPECIAL_TOKEN.search(key)
 
 
 def redact(text: str, spec: DeploymentSpec) -> str:
     """`text` without any of the deployment's secrets."""
-    for value in spec.secrets():
+    # The longest first: one secret may be a part of another.
+    for value in sorted(spec.secrets(), key=len, reverse=True):
         text = text.replace(value, MASK)
     return text
 
@@ -117,12 +130,18 @@ def resolve(spec: DeploymentSpec, plugins: Plugins) -> tuple[DeploymentSpec, Bac
         NotInstalledError: the backend's package is missing.
         ModelSourceError: a model path is needed and was not given.
     """
+    _check_types(spec)
     _check_numbers(spec)
     plugins.balancers.get(spec.balancer)
     backend = _choose(spec, plugins)
     if not backend.hosted and not backend.accepts_type(spec.model_type):
         raise ParameterError.unknown(
             spec.model_type, backend.model_types, where=f"pretrained_model_type of {backend.name}"
+        )
+    if backend.formats and not backend.hosted and not spec.model_path:
+        raise ModelSourceError(
+            f"backend {backend.name!r} needs a model_path: a path on the worker's node, or a "
+            f"reference of one of the schemes {listed(plugins.sources)}"
         )
     backend.parameters.parse(spec.infer_params, where=f"backend {backend.name!r}")
     name = f"saas/{backend.name}" if backend.hosted else backend.name
@@ -146,7 +165,7 @@ def _choose(spec: DeploymentSpec, plugins: Plugins) -> BackendSpec:
             )
         return plugins.providers.get(provider)
     if spec.backend:
-        return plugins.backend(spec.backend)
+        return backend_of(spec, plugins)
     for backend in plugins.backends.values():
         if plugins_format(spec.model_path, plugins) in backend.formats:
             return backend
@@ -165,26 +184,42 @@ def plugins_format(model_path: str, plugins: Plugins) -> str:
     return "gguf" if model_path.lower().endswith(".gguf") else ""
 
 
-def _check_numbers(spec: DeploymentSpec) -> None:
-    def refuse(name: str, reason: str) -> ParameterError:
-        return ParameterError.invalid(name, reason, where="deploy")
+def _refused(name: str, reason: str) -> ParameterError:
+    return ParameterError.invalid(name, reason, where="deploy")
 
-    if not _NAME.match(spec.model):
-        raise refuse(
+
+def _check_types(spec: DeploymentSpec) -> None:
+    for name, value in msgspec.structs.asdict(spec).items():
+        try:
+            msgspec.convert({"model": "", name: value}, DeploymentSpec)
+        except msgspec.ValidationError as error:
+            reason = str(error).partition(" - at ")[0]
+            raise _refused(name, f"{reason} (got {value!r})") from None
+
+
+def _check_numbers(spec: DeploymentSpec) -> None:
+    if not _NAME.fullmatch(spec.model):
+        raise _refused(
             "model",
             f"a name of 1 to 100 characters without spaces, ':' or '/' (got {spec.model!r})",
         )
     if spec.num_workers < 1:
-        raise refuse("num_workers", f"at least 1 (got {spec.num_workers})")
+        raise _refused("num_workers", f"at least 1 (got {spec.num_workers})")
     if spec.worker_concurrency < 0:
-        raise refuse("worker_concurrency", f"at least 1 (got {spec.worker_concurrency})")
+        raise _refused("worker_concurrency", f"at least 1 (got {spec.worker_concurrency})")
     if spec.max_queue < 0:
-        raise refuse("max_queue", f"at least 0 (got {spec.max_queue})")
-    for name, amount in (
-        ("gpus_per_worker", spec.gpus_per_worker),
-        ("cpus_per_worker", spec.cpus_per_worker),
-    ):
-        if amount < 0:
-            raise refuse(name, f"at least 0 (got {amount})")
+        raise _refused("max_queue", f"at least 0 (got {spec.max_queue})")
+    _check_amount("gpus_per_worker", spec.gpus_per_worker)
+    _check_amount("cpus_per_worker", spec.cpus_per_worker)
     if spec.gpus_per_worker > 1 and spec.gpus_per_worker != int(spec.gpus_per_worker):
-        raise refuse("gpus_per_worker", f"whole GPUs above 1 (got {spec.gpus_per_worker})")
+        raise _refused("gpus_per_worker", f"whole GPUs above 1 (got {spec.gpus_per_worker})")
+    for resource, amount in spec.resources.items():
+        if resource in ("CPU", "GPU"):
+            name = f"{resource.lower()}s_per_worker"
+            raise _refused("resources", f"custom ones only; {resource} is set by {name}")
+        _check_amount(f"resources[{resource!r}]", amount)
+
+
+def _check_amount(name: str, amount: float) -> None:
+    if not 0 <= amount < math.inf:
+        raise _refused(name, f"at least 0 (got {amount})")
