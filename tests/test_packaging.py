@@ -371,7 +371,7 @@ def test_plugins_work_from_the_command_line(
         "--infer_params", "saas.api_kee=1234567", **ray,
     )  # fmt: skip
     assert refused.returncode != 0
-    assert "saas.api_kee" in refused.stderr
+    assert "api_kee" in refused.stderr
     assert "did you mean 'api_key'" in refused.stderr
 
     byzerllm(
