@@ -23,7 +23,7 @@ import ray
 import byzerllm
 from byzerllm.errors import ModelNotFoundError, OverloadedError
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(1500)]
 
 SOAK = os.environ.get("BYZERLLM_SOAK") == "1"
 ROUNDS = 20 if SOAK else 2
