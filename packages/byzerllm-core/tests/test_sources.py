@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -28,9 +29,8 @@ from byzerllm.sources import DemoSource, ModelSource, resolve_path
 
 TOKEN = "hub-token-0123456789abcdef"
 WEIGHTS = bytes(range(256)) * 2000
-# huggingface_hub keeps what arrived in whole chunks of 10 MiB.
-CHUNK = 10 * 2**20
-LARGE = random.Random(0).randbytes(CHUNK + 2**20)
+LARGE = random.Random(0).randbytes(20 * 2**20)
+ARRIVED = 5 * 2**20
 
 
 @dataclass
@@ -58,6 +58,8 @@ class Hub:
     status: int | None = None
     cut_after: int | None = None
     status_after_cut: int | None = None
+    statuses_to_give: int = 0
+    ranges: bool = True
     leaked: bool = False
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
 
@@ -85,6 +87,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.hub.asked.append((self.command, self.path, self.headers.get("Range")))
         if self.hub.status is not None:
             self.reply(self.hub.status, b"")
+            self.hub.statuses_to_give -= 1
+            if not self.hub.statuses_to_give:
+                self.hub.status = None
         else:
             self.route(unquote(urlsplit(self.path).path))
 
@@ -106,7 +111,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def reply_file(self, body: bytes, **headers: str) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         status, start, end = 200, 0, len(body)
-        if asked:
+        if asked and self.hub.ranges:
             status, start = 206, int(asked[1])
             end = int(asked[2]) + 1 if asked[2] else end
             headers["Content_Range"] = f"bytes {start}-{end - 1}/{len(body)}"
@@ -504,11 +509,59 @@ def test_hf_revision(hf: Hub) -> None:
         fetch("hf:o/n@v2")
 
 
-def test_hf_goes_on_after_a_broken_connection(hf: Hub) -> None:
-    hf.repositories["o/n"] = Repository({"m.gguf": LARGE, "README.md": b""})
-    hf.cut_after = CHUNK + 1000
-    assert fetch("hf:o/n/m.gguf").read_bytes() == LARGE
-    assert hf.gets("/resolve/") == [None, f"bytes={CHUNK}-"]
+@pytest.mark.parametrize("status", [None, 503], ids=["cut", "cut and out of order"])
+def test_hf_goes_on_after_a_broken_connection(
+    hf: Hub, status: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hf.repositories["o/lfs"] = Repository(
+        {"m.gguf": LARGE}, private=True, lfs=frozenset({"m.gguf"})
+    )
+    hf.cut_after, hf.status_after_cut = ARRIVED + 1000, status
+    hf.statuses_to_give = 2
+    reports: list[str] = []
+    assert fetch("hf:o/lfs", reports).read_bytes() == LARGE
+    assert hf.gets("/store/") == [None, f"bytes={ARRIVED}-"]
+    assert reports[-1] == "downloading 100 % of 21 MB"
+    assert not list((tmp_path / "hf").rglob("*.begun"))
+    assert not hf.leaked
+
+
+def test_hf_resumes_an_earlier_download(hf: Hub, tmp_path: Path) -> None:
+    hf.repositories["o/n"] = Repository({"m.gguf": LARGE, "README.md": b"x"})
+    hf.cut_after, hf.status_after_cut = ARRIVED + 1000, 403
+    with pytest.raises(ModelSourceError, match="may not read it"):
+        fetch("hf:o/n/m.gguf")
+    (begun,) = (tmp_path / "hf").rglob("*.begun")
+    assert begun.read_bytes() == LARGE[:ARRIVED]
+    hf.status = None
+    hf.asked.clear()
+    code = (
+        "import sys\n"
+        "from byzerllm.plugins import get_plugins\n"
+        "from byzerllm.sources import resolve_path\n"
+        "print(resolve_path('hf:o/n/m.gguf', get_plugins(), lambda text: None))"
+    )
+    run = [sys.executable, "-c", code]
+    found = subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
+    assert Path(found.stdout.strip()).read_bytes() == LARGE
+    assert hf.gets("m.gguf") == [f"bytes={ARRIVED}-"]
+
+
+def test_hf_large_files_from_a_server_without_ranges(hf: Hub) -> None:
+    hf.repositories["o/n"] = Repository({"m.gguf": LARGE})
+    hf.cut_after, hf.ranges = ARRIVED + 1000, False
+    assert fetch("hf:o/n").read_bytes() == LARGE
+    assert len(hf.gets("m.gguf")) == 2
+
+
+def test_hf_two_at_once_download_once(hf: Hub) -> None:
+    hf.repositories["o/n"] = Repository({"m.gguf": LARGE})
+    with ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(fetch, ["hf:o/n"] * 3))
+    assert len(set(paths)) == 1
+    assert paths[0].read_bytes() == LARGE
+    assert len(hf.gets("m.gguf")) == 1
 
 
 def test_hf_keeps_what_is_complete(hf: Hub) -> None:
@@ -582,7 +635,7 @@ def test_too_little_space(hf: Hub, tmp_path: Path) -> None:
 
 def test_full_disk(hf: Hub) -> None:
     class Full(HuggingFace):
-        def download(self, where: Any, files: Any, progress: Any) -> Path:
+        def download(self, where: Any, files: Any, progress: Any, *, all_of_it: bool) -> Path:
             raise RuntimeError("inner") from OSError(errno.ENOSPC, "No space left on device")
 
     hf.repositories["o/n"] = Repository({"m.gguf": b"x"})
@@ -630,12 +683,12 @@ def test_modelscope_goes_on_after_a_broken_connection(modelscope: Hub) -> None:
 
 def test_modelscope_resumes_an_earlier_download(modelscope: Hub, tmp_path: Path) -> None:
     modelscope.repositories["o/n"] = Repository({"m.gguf": LARGE}, branch="master")
-    modelscope.cut_after, modelscope.status_after_cut = CHUNK + 1000, 403
+    modelscope.cut_after, modelscope.status_after_cut = ARRIVED, 403
     with pytest.raises(ModelSourceError, match="may not read it"):
         fetch("modelscope:o/n")
     (begun,) = (tmp_path / "ms").rglob("*.incomplete")
     arrived = begun.stat().st_size
-    assert arrived > 0
+    assert arrived == ARRIVED
     modelscope.status = None
     modelscope.asked.clear()
     assert fetch("modelscope:o/n").read_bytes() == LARGE

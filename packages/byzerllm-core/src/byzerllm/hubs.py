@@ -6,13 +6,15 @@ a pattern (`*`, `?`) that one model matches: `hf:owner/name/*q4_k_m.gguf`. A GGU
 into several files counts as one; all of them are fetched and the first is the model. REVISION is a
 branch, a tag or a commit.
 
-Both hubs' own packages do the downloading: caching, resuming and checking of what arrives. What
-cannot be reached is taken from the cache where it is complete there.
+Both hubs' own packages do the downloading and the caching. An interrupted download goes on where
+it stopped, in another process too. What cannot be reached is taken from the cache where it is
+complete there.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import errno
 import fnmatch
 import glob
@@ -20,13 +22,16 @@ import importlib
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
+from byzerllm import resumable
 from byzerllm.errors import ModelSourceError, NotInstalledError, did_you_mean
 from byzerllm.sources import ModelSource
 
@@ -37,6 +42,9 @@ _SPLIT = re.compile(r"-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$", re.IGNORECAS
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack")
 _SHOWN = 20
 _REPORT_EVERY = 0.2
+_PASSING = {408, 429, 500, 502, 503, 504}
+_LARGE = 16 * 2**20
+_AT_ONCE = 4
 _UNREACHABLE = {
     "TransportError",
     "ConnectionError",
@@ -53,21 +61,26 @@ class Reference(NamedTuple):
 
 
 class Progress:
-    """Turns counted bytes into `downloading 40 %`, now and then."""
+    """Turns counted bytes into `downloading 40 %`, now and then. Called from several threads."""
 
     def __init__(self, report: Callable[[str], None], total: int) -> None:
         self._report = report
         self._total = total
         self._shown = -1
         self._next = 0.0
+        self._arrived = 0.0
+        self._lock = threading.Lock()
 
-    def at(self, count: float) -> None:
-        """`count` bytes have arrived so far; called from several threads."""
-        percent = min(100, int(100 * count / self._total)) if self._total else 0
-        now = time.monotonic()
-        if percent > self._shown and (now >= self._next or percent == 100):
+    def add(self, count: float) -> None:
+        """`count` more bytes have arrived."""
+        with self._lock:
+            self._arrived += count
+            percent = min(100, int(100 * self._arrived / self._total)) if self._total else 0
+            now = time.monotonic()
+            if percent <= self._shown or (now < self._next and percent < 100):
+                return
             self._shown, self._next = percent, now + _REPORT_EVERY
-            self._report(f"downloading {percent} % of {_size(self._total)}")
+        self._report(f"downloading {percent} % of {_size(self._total)}")
 
 
 class Hub(ModelSource):
@@ -90,8 +103,10 @@ class Hub(ModelSource):
         """Sizes in bytes of the repository's files, by path."""
 
     @abc.abstractmethod
-    def download(self, where: Reference, files: list[str] | None, progress: Progress) -> Path:
-        """The folder with `files` (None: all of them) in it."""
+    def download(
+        self, where: Reference, files: Mapping[str, int], progress: Progress, *, all_of_it: bool
+    ) -> Path:
+        """The folder with `files` in it, given with their sizes."""
 
     @abc.abstractmethod
     def cached(self, where: Reference) -> Path:
@@ -119,11 +134,12 @@ class Hub(ModelSource):
         except Exception as error:
             return self._from_cache(where, error, report)
         wanted, target = choose(files, where.path, f"{self.scheme}:{where.repository}")
-        needed = self._missing(where, {name: files[name] for name in wanted})
+        sizes = {name: files[name] for name in wanted}
+        needed = self._missing(where, sizes)
         self._check_space(where, needed - self.begun(where) if needed else 0)
-        everything = len(wanted) == len(files)
+        all_of_it = len(wanted) == len(files)
         try:
-            folder = self.download(where, None if everything else wanted, Progress(report, needed))
+            folder = self.download(where, sizes, Progress(report, needed), all_of_it=all_of_it)
         except Exception as error:
             raise self._explained(where, error) from error
         return folder / target
@@ -253,17 +269,57 @@ class HuggingFace(Hub):
         )
         return {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
-    def download(self, where: Reference, files: list[str] | None, progress: Progress) -> Path:
-        folder = self._package("huggingface_hub").snapshot_download(
+    def download(
+        self, where: Reference, files: Mapping[str, int], progress: Progress, *, all_of_it: bool
+    ) -> Path:
+        hub = self._package("huggingface_hub")
+        large = [name for name, size in files.items() if size >= _LARGE]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(lambda name: self._fetch_blob(where, name, progress), large):
+                pass
+        folder = hub.snapshot_download(
             where.repository,
             revision=where.revision,
             cache_dir=self.cache_folder(),
             endpoint=self.endpoint(),
-            allow_patterns=None if files is None else [glob.escape(name) for name in files],
+            allow_patterns=None if all_of_it else [glob.escape(name) for name in files],
             tqdm_class=_bars(self._package("tqdm").tqdm, progress),
             library_name="byzerllm",
         )
         return Path(folder)
+
+    def _fetch_blob(self, where: Reference, name: str, progress: Progress) -> None:
+        # The package drops an unfinished file; a large one is put into its cache's `blobs` here,
+        # under its ETag, where the package finds it. Files on Xet are left to its own transfer.
+        hub = self._package("huggingface_hub")
+        url = hub.hf_hub_url(
+            where.repository, name, revision=where.revision, endpoint=self.endpoint()
+        )
+        file = hub.get_hf_file_metadata(url, endpoint=self.endpoint())
+        if file.xet_file_data is not None and hub.utils.is_xet_available():
+            return
+        repository = f"models--{where.repository.replace('/', '--')}"
+        blob = self.cache_folder() / repository / "blobs" / file.etag
+        if blob.exists() or file.size is None:
+            return
+
+        @contextlib.contextmanager
+        def attempt(headers: Mapping[str, str]) -> Iterator[Any]:
+            headers = hub.utils.build_hf_headers(library_name="byzerllm", headers=dict(headers))
+            with hub.get_session().stream(
+                "GET", url, headers=headers, follow_redirects=True, timeout=resumable.SILENCE
+            ) as response:
+                hub.utils.hf_raise_for_status(response)
+                yield response
+
+        resumable.fetch(
+            attempt,
+            blob,
+            file.size,
+            lock=self.cache_folder() / ".locks" / repository / f"{file.etag}.begun.lock",
+            transient=_transient,
+            arrived=progress.add,
+        )
 
     def cached(self, where: Reference) -> Path:
         folder = self._package("huggingface_hub").snapshot_download(
@@ -275,6 +331,10 @@ class HuggingFace(Hub):
             local_files_only=True,
         )
         return Path(folder)
+
+    def begun(self, where: Reference) -> int:
+        blobs = self.cache_folder() / f"models--{where.repository.replace('/', '--')}" / "blobs"
+        return sum(file.stat().st_size for file in blobs.glob(f"*{resumable.BEGUN}"))
 
     # The package reads these once, when it is imported; here they count at each call.
 
@@ -295,14 +355,16 @@ def _bars(base: type[Any], progress: Progress) -> type[Any]:
 
     class Bar(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
-            self._counts = options.get("unit") == "B"
-            self._count: float = options.get("initial") or 0
+            # Some versions count what crosses the network on a second bar.
+            received = str(options.get("desc") or "").startswith("Downloading bytes")
+            self._counts = options.get("unit") == "B" and not received
             super().__init__(*args, **{**options, "disable": True})
+            if self._counts:
+                progress.add(options.get("initial") or 0)
 
         def update(self, n: float | None = 1) -> None:
-            self._count += n or 0
             if self._counts:
-                progress.at(self._count)
+                progress.add(n or 0)
 
     return Bar
 
@@ -327,14 +389,16 @@ class ModelScope(Hub):
         files = api.get_model_files(where.repository, revision=where.revision, recursive=True)
         return {f["Path"]: f.get("Size") or 0 for f in files if f.get("Type") != "tree"}
 
-    def download(self, where: Reference, files: list[str] | None, progress: Progress) -> Path:
+    def download(
+        self, where: Reference, files: Mapping[str, int], progress: Progress, *, all_of_it: bool
+    ) -> Path:
         callback = self._package("modelscope.hub.callback").ProgressCallback
         folder = self._package("modelscope.hub.snapshot_download").snapshot_download(
             where.repository,
             revision=where.revision,
             endpoint=self._chosen_endpoint(),
             cache_dir=self.cache_folder(),
-            allow_patterns=None if files is None else [glob.escape(name) for name in files],
+            allow_patterns=None if all_of_it else [glob.escape(name) for name in files],
             progress_callbacks=[_callback(callback, progress)],
         )
         return Path(folder)
@@ -374,11 +438,8 @@ def _callback(base: type[Any], progress: Progress) -> type[Any]:
     """A callback class, created for each file, that tells `progress`."""
 
     class Callback(base):  # type: ignore[misc]
-        arrived = 0
-
         def update(self, size: int) -> None:
-            Callback.arrived += size
-            progress.at(Callback.arrived)
+            progress.add(size)
 
     return Callback
 
@@ -482,6 +543,10 @@ def _status(error: BaseException) -> int | None:
             if isinstance(status, int):
                 return status
     return None
+
+
+def _transient(error: Exception) -> bool:
+    return "TransportError" in _kinds(error) or _status(error) in _PASSING
 
 
 def _full_disk(error: BaseException) -> bool:
