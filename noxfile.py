@@ -25,7 +25,7 @@ TEST_ENV = {
     **QUIET_RAY,
     # Two OpenMP threads beside Ray's processes are erratic: stalls of half a minute were seen.
     "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
 
