@@ -71,12 +71,7 @@ class Bench:
 
         pid = self.llm.stat(MODEL)[0]["workers"][0]["pid"]
         worker = psutil.Process(pid).cpu_times()
-        return (
-            sum(os.times()[:2])
-            + ray.get(self.bare.cpu.remote())
-            + worker.user
-            + worker.system
-        )
+        return sum(os.times()[:2]) + ray.get(self.bare.cpu.remote()) + worker.user + worker.system
 
     def lone_call(self) -> list[tuple[str, str, str]]:
         """p50 of one call after the other."""
@@ -134,9 +129,7 @@ class Bench:
              f"{spread(saved)}×{cpu_goal}"),
         ]  # fmt: skip
 
-    async def _load(
-        self, call: Callable[[], Awaitable[None]], count: int, calls: int
-    ) -> float:
+    async def _load(self, call: Callable[[], Awaitable[None]], count: int, calls: int) -> float:
         async def caller() -> None:
             for _ in range(calls // count):
                 await call()

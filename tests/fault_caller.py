@@ -1,7 +1,7 @@
 """One caller of the fault tests: calls and streams in turn, one line per outcome on stdout.
 
-    python fault_caller.py ADDRESS MODEL        until its stdin is closed
-    python fault_caller.py ADDRESS MODEL long   one endless stream; a line per chunk
+python fault_caller.py ADDRESS MODEL        until its stdin is closed
+python fault_caller.py ADDRESS MODEL long   one endless stream; a line per chunk
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Callers:
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            kind, outcome, *rest = line.split(maxsplit=2)
+            kind, outcome = line.split()[:2]
             with self._lock:
                 self._tally[f"{kind} {outcome}"] += 1
                 self._seen[process.pid] = self._seen.get(process.pid, 0) + 1
@@ -102,9 +102,7 @@ def wait_until(condition: object, seconds: float, what: str) -> float:
     return time.monotonic() - start
 
 
-def deploy(
-    llm: byzerllm.ByzerLLM, workers: int = 2, model: str = MODEL, **params: object
-) -> None:
+def deploy(llm: byzerllm.ByzerLLM, workers: int = 2, model: str = MODEL, **params: object) -> None:
     llm.setup_num_workers(workers).setup_cpus_per_worker(0.1).setup_infer_backend("echo")
     llm.deploy(udf_name=model, infer_params=params)
 
@@ -175,9 +173,7 @@ def test_worker_killed(llm: byzerllm.ByzerLLM, callers: Callers) -> None:
     assert set(seen) <= {"call ok", "stream ok", "stream StreamInterruptedError"}, callers.messages
 
 
-def test_controller_killed(
-    llm: byzerllm.ByzerLLM, callers: Callers, cluster: object
-) -> None:
+def test_controller_killed(llm: byzerllm.ByzerLLM, callers: Callers, cluster: object) -> None:
     for _ in range(ROUNDS):
         before = ready_pids(llm)
         controller_process(cluster.process.pid).kill()  # type: ignore[attr-defined]
@@ -255,8 +251,7 @@ def test_queue_overrun(llm: byzerllm.ByzerLLM) -> None:
         try:
             await client.async_chat_oai(f"request {number}", model=QUIET)
         except OverloadedError as error:
-            assert error.retry_after > 0
-            return "refused"
+            return "refused" if error.retry_after > 0 else "refused without a time"
         return "ok"
 
     async def many() -> Counter[str]:

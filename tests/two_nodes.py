@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import threading
 import time
 from collections import Counter
+
+# Before Ray is imported: nodes that start later must agree with the first.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
 
 import ray
 from ray.cluster_utils import Cluster

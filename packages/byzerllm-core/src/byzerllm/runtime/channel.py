@@ -15,11 +15,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from byzerllm.errors import ProtocolError
 from byzerllm.requests import GenerateChunk, Request, Result
+from byzerllm.runtime.cluster import current_connection
 from byzerllm.runtime.wire import (
     Cancel,
     Failure,
@@ -69,7 +69,8 @@ class Channel:
             ByzerLLMError: what the worker answered.
         """
         number = next(self._numbers)
-        future = self._unary[number] = self.loop.create_future()
+        future: asyncio.Future[Result] = self.loop.create_future()
+        self._unary[number] = future
         self._send(number, request)
         try:
             return await future
@@ -204,6 +205,7 @@ class LeaseKeeper:
 
     def __init__(self, caller: str) -> None:
         self._caller = caller
+        self._connection = current_connection()
         self._held: dict[str, tuple[Any, Callable[[], int]]] = {}
         self._wake = threading.Event()
         self._stopped = False
@@ -224,6 +226,9 @@ class LeaseKeeper:
     def _run(self) -> None:
         renewed: dict[str, float] = {}
         while not self._wake.wait(RENEW_SECONDS) and not self._stopped:
+            if current_connection() is not self._connection:
+                # A call now would make Ray start a cluster of its own.
+                return
             now = time.monotonic()
             for worker_id, (worker, pending) in list(self._held.items()):
                 idle = now - renewed.get(worker_id, 0.0) < IDLE_RENEW_SECONDS
@@ -232,9 +237,5 @@ class LeaseKeeper:
                 renewed[worker_id] = now
                 try:
                     worker.renew.remote(self._caller)
-                except (RayError, RayActorError, ConnectionError):
+                except (RayError, ConnectionError):
                     self.release(worker_id)
-                except Exception:
-                    if not ray.is_initialized():
-                        return
-                    raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -94,10 +95,9 @@ def _present_token(address: str) -> None:
         return
     if "RAY_AUTH_MODE" not in os.environ and token_source():
         os.environ["RAY_AUTH_MODE"] = "token"
-    from ray._raylet import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def token_source() -> str:
@@ -155,7 +155,7 @@ def _probe(address: str) -> None:
 
     method = "/ray.rpc.RayletDriver/ClusterInfo" if match[1] else _CLUSTER_ID
     with grpc.insecure_channel(f"{match[2]}:{port}") as channel:
-        ask = channel.unary_unary(method)
+        ask: Any = channel.unary_unary(method)
         try:
             ask(b"", metadata=_get_authentication_metadata_tuple(), timeout=10)
         except grpc.RpcError as error:
@@ -261,6 +261,21 @@ def is_ray_client() -> bool:
     return bool(client.is_connected())
 
 
+def current_connection() -> Any:
+    """An object that lives as long as this process's connection to Ray; None without one."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    if is_ray_client():
+        from ray.util.client import ray as client
+
+        return client.get_context().client_worker
+    from ray._private.worker import global_worker
+
+    return global_worker.core_worker
+
+
 def get_controller(*, start: bool) -> Any:
     """The handle of the cluster's controller.
 
@@ -284,6 +299,8 @@ def get_controller(*, start: bool) -> Any:
         get_if_exists=True,
         max_restarts=-1,
         num_cpus=0,
+        # The head's death is the cluster's; any other node may come and go.
+        resources={"node:__internal_head__": 0.001},
         max_concurrency=10_000,
     )
     controller = actor.remote()

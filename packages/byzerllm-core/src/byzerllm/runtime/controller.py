@@ -523,7 +523,8 @@ class Controller:
     async def _hold(self, deployment: Deployment, held: Reservation | None) -> Reservation | None:
         """`held` while its node lives, else a new reservation, or None while there is no room.
 
-        Ray reschedules a group of a dead node by itself, but was seen not to, for minutes.
+        Ray would reschedule the group of a dead node, but a restarted controller may find none
+        to wait for; one way serves both.
         """
         if held is not None and await asyncio.to_thread(held.alive):
             return held
@@ -534,7 +535,8 @@ class Controller:
             return None
         try:
             (fresh,) = await self._reserve(deployment, placement, 1)
-        except ResourcesError:
+        except ResourcesError as error:
+            logger.warning("%s: no room for a replacement: %s", deployment.spec.model, error)
             return None
         return fresh
 
@@ -601,6 +603,12 @@ class Controller:
             with contextlib.suppress(Exception):
                 remove_placement_group(get_placement_group(name))
         for deployment in self._deployments.values():
+            logger.info(
+                "%s: taken over with %d of %d workers",
+                deployment.spec.model,
+                len(deployment.workers),
+                deployment.asked.num_workers,
+            )
             await self._complete(deployment)
 
     def _adopt(self, about: dict[str, Any], handle: Any, group: Reservation) -> None:

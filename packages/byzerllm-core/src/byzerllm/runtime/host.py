@@ -310,11 +310,11 @@ class Host:
             elapsed=last.elapsed,
         )
 
-    async def _admitted(self, method: Callable[[Any], Any], request: Request) -> Any:
+    async def _admitted(self, method: Callable[[Any], Any], request: Request) -> Result:
         await self.admission.enter()
         start = time.monotonic()
         try:
-            result = await method(request)
+            result: Result = await method(request)
         except Exception:
             self.counters.failed += 1
             raise

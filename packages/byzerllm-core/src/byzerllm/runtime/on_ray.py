@@ -15,7 +15,7 @@ from byzerllm.errors import ClusterNotFoundError, ModelNotFoundError
 from byzerllm.requests import ModelMeta
 from byzerllm.runtime.background import background_loop
 from byzerllm.runtime.base import Progress
-from byzerllm.runtime.cluster import is_ray_client, require_ray
+from byzerllm.runtime.cluster import current_connection, require_ray
 from byzerllm.runtime.deployment import DeploymentSpec
 from byzerllm.runtime.host import encode_spec
 from byzerllm.runtime.router import Router
@@ -132,7 +132,8 @@ def ray_runtime() -> RayRuntime:
         ClusterNotFoundError: this process is not connected to Ray.
     """
     global _current
-    connection = _connection()
+    require_ray()
+    connection = current_connection()
     if _current is not None and _current[0] is connection:
         return _current[1]
     with _current_lock:
@@ -141,15 +142,3 @@ def ray_runtime() -> RayRuntime:
                 _current[1].close()
             _current = (connection, RayRuntime())
         return _current[1]
-
-
-def _connection() -> Any:
-    """An object that lives as long as this process's connection to Ray."""
-    require_ray()
-    if is_ray_client():
-        from ray.util.client import ray as client
-
-        return client.get_context().client_worker
-    from ray._private.worker import global_worker
-
-    return global_worker.core_worker

@@ -54,7 +54,6 @@ def _on_actor(**options: Any) -> Callable[[F], F]:
     return ray.method(**options)  # type: ignore[no-any-return]
 
 
-
 class WorkerChannel:
     """The worker's end of a channel: collects replies and frames them."""
 
@@ -362,8 +361,8 @@ class Worker:
         """Refuse new requests and wait for the accepted ones, at most `limit` seconds."""
         self._draining = True
         end = time.monotonic() + limit
-        while self._running and time.monotonic() < end:
-            await asyncio.sleep(0.02)  # noqa: ASYNC110 - another loop empties it
+        while self._running and time.monotonic() < end:  # noqa: ASYNC110 - another loop empties it
+            await asyncio.sleep(0.02)
         return not self._running
 
     @_on_actor(concurrency_group="control")
