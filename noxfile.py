@@ -70,14 +70,14 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def tests(session: nox.Session) -> None:
     """All tests of all packages."""
-    _install_all(session, "demo,hf", *_group("test"))
+    _install_all(session, "demo,hf,modelscope", *_group("test"))
     session.run("pytest", *session.posargs, env=TEST_ENV)
 
 
 @nox.session(python=PYTHON)
 def soak(session: nox.Session) -> None:
     """The tests that repeat faults and load, at full count."""
-    _install_all(session, "demo,hf", *_group("test"))
+    _install_all(session, "demo,hf,modelscope", *_group("test"))
     session.run("pytest", "-m", "soak", *session.posargs, env={**TEST_ENV, "BYZERLLM_SOAK": "1"})
 
 
