@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _END = object()
+TIDY_SECONDS = 30.0
 
 
 class BackgroundLoop:
@@ -27,12 +28,22 @@ class BackgroundLoop:
         self.loop.run_forever()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Ctrl-C in the calling thread cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        """The coroutine's result. Ctrl-C in the calling thread cancels it and waits until it has
+        tidied up; a second one does not wait."""
+        ended = threading.Event()
+
+        async def watched() -> T:
+            try:
+                return await coroutine
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(watched(), self.loop)
         try:
             return future.result()
         except BaseException:
-            future.cancel()
+            if future.cancel():
+                ended.wait(TIDY_SECONDS)
             raise
 
     def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:

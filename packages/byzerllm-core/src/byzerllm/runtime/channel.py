@@ -17,7 +17,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from byzerllm.errors import ProtocolError
+from byzerllm.errors import ByzerLLMError, ProtocolError
 from byzerllm.requests import GenerateChunk, Request, Result
 from byzerllm.runtime.cluster import current_connection
 from byzerllm.runtime.wire import (
@@ -27,7 +27,7 @@ from byzerllm.runtime.wire import (
     encode_calls,
     to_error,
 )
-from byzerllm.runtime.worker import RENEW_SECONDS
+from byzerllm.runtime.worker import CHANNEL_ITSELF, RENEW_SECONDS
 
 IDLE_RENEW_SECONDS = 10.0
 
@@ -49,6 +49,7 @@ class Channel:
         self._id = f"{caller}/{next(_channel_ids)}"
         self.loop = asyncio.get_running_loop()
         self._saw_version = saw_version
+        self._connection = current_connection()
         self._numbers = itertools.count(1)
         self._outgoing: list[tuple[int, Request | Cancel]] = []
         self._flush_scheduled = False
@@ -157,17 +158,20 @@ class Channel:
         try:
             async for frame in frames():
                 self._dispatch(frame)
-        except (RayError, ConnectionError, ProtocolError) as error:
+        except (Exception, asyncio.CancelledError) as error:
             reason = error
-        except Exception as error:
-            reason = error
+            if isinstance(error, asyncio.CancelledError):
+                raise
         finally:
-            self._end(reason)
+            if not self.closed:
+                self._end(reason)
 
     def _dispatch(self, frame: bytes) -> None:
         batch = decode_replies(frame)
         self._saw_version(batch.version)
         for number, item in batch.items:
+            if number == CHANNEL_ITSELF and isinstance(item, Failure):
+                raise to_error(item)
             self._settle(number, to_error(item) if isinstance(item, Failure) else item)
 
     async def _streamed(self) -> AsyncIterator[bytes]:
@@ -184,8 +188,10 @@ class Channel:
 
     def _end(self, reason: BaseException | str) -> None:
         self.closed = True
-        lost = WorkerLost(str(reason))
-        error = reason if isinstance(reason, ProtocolError) else lost
+        if current_connection() is self._connection:
+            with contextlib.suppress(RayError):
+                self._worker.close_channel.remote(self._caller, self._id)
+        error = reason if isinstance(reason, ByzerLLMError) else WorkerLost(str(reason))
         for number in (*self._unary, *self._streams):
             self._settle(number, error)
 
@@ -194,8 +200,6 @@ class Channel:
         if self.closed:
             return
         self._reader.cancel()
-        with contextlib.suppress(RayError):
-            self._worker.close_channel.remote(self._caller, self._id)
         self._end("the caller closed the channel")
 
 

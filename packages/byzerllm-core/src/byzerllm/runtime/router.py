@@ -161,16 +161,18 @@ class Router:
         Raises:
             ByzerLLMError: see `byzerllm.errors`; the promises are in docs/operations.md.
         """
-        attempts = Attempts(model, request, timeout)
+        return await self._call(Attempts(model, request, timeout), pin)
+
+    async def _call(self, attempts: Attempts, pin: int | None) -> Result:
         while True:
-            route = await self._route(model, attempts)
+            route = await self._route(attempts.model, attempts)
             link = self._pick(route, attempts, pin)
             if link is None:
-                await self._wait_for_workers(model, route, attempts)
+                await self._wait_for_workers(attempts.model, route, attempts)
                 continue
             try:
                 async with asyncio.timeout(attempts.left()):
-                    return await self._send(route, link, request)
+                    return await self._send(route, link, attempts.request)
             except TimeoutError as error:
                 if isinstance(error, ByzerLLMError):
                     raise
@@ -191,23 +193,28 @@ class Router:
         self, model: str, request: Request, *, pin: int | None = None, timeout: float
     ) -> Result:
         """`call` for synchronous code. A lone request goes straight from the calling thread."""
+        attempts = Attempts(model, request, timeout)
         route = self._routes.get(model)
+        link = None
         if route is not None and not route.stale and not _in_event_loop():
-            attempts = Attempts(model, request, timeout)
             link = self._pick(route, attempts, pin)
-            if link is not None:
-                try:
-                    if link.view.in_flight == 1:
-                        return self._send_alone_sync(route, link, request, attempts)
-                except (WorkerLost, OverloadedError):
-                    route.stale = True
-                except ModelNotFoundError as error:
-                    if not error.details.get("draining"):
-                        raise
-                    route.stale = True
-                finally:
-                    self._release(link)
-        return background_loop().run(self.call(model, request, pin=pin, timeout=timeout))
+        if route is None or link is None:
+            return background_loop().run(self._call(attempts, pin))
+        try:
+            if link.view.in_flight == 1:
+                return self._send_alone_sync(route, link, attempts)
+        except WorkerLost as error:
+            self._forget(link)
+            attempts.worker_died(route, link, error)
+        except OverloadedError as error:
+            attempts.refused(route, link, error)
+        except ModelNotFoundError as error:
+            if not error.details.get("draining"):
+                raise
+            route.stale = True
+        finally:
+            self._release(link)
+        return background_loop().run(self._call(attempts, pin))
 
     async def stream(
         self, model: str, request: GenerateRequest, *, pin: int | None = None, timeout: float
@@ -410,22 +417,20 @@ class Router:
                 handle.cancel_call.remote(self.caller, number)
             raise
         except (RayError, ConnectionError) as error:
-            raise WorkerLost(str(error)) from None
+            raise _named(error) from None
         return self._read_reply(route, reply)
 
-    def _send_alone_sync(
-        self, route: Route, link: WorkerLink, request: Request, attempts: Attempts
-    ) -> Result:
+    def _send_alone_sync(self, route: Route, link: WorkerLink, attempts: Attempts) -> Result:
         handle = self._connect(link)
         number = next(self._numbers)
-        data = encode_calls([(number, request)])
+        data = encode_calls([(number, attempts.request)])
         try:
             reply = ray.get(link.call.remote(self.caller, data), timeout=attempts.timeout)
         except GetTimeoutError:
             handle.cancel_call.remote(self.caller, number)
             raise attempts.timed_out() from None
         except (RayError, ConnectionError) as error:
-            raise WorkerLost(str(error)) from None
+            raise _named(error) from None
         except BaseException:
             handle.cancel_call.remote(self.caller, number)
             raise
@@ -465,6 +470,12 @@ def _in_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _named(error: Exception) -> Exception:
+    """A worker's own refusal to read a call, or the loss of the worker."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, ByzerLLMError) else WorkerLost(str(error))
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -41,6 +41,7 @@ STREAM_FRAME_SECONDS = 0.004
 UNARY_FRAME_SECONDS = 0.001
 PULL_SECONDS = 5.0
 TASKS_AT_ONCE = 24
+CHANNEL_ITSELF = 0
 MAX_CONCURRENCY = 100_000
 CONTROL_CONCURRENCY = 64
 
@@ -192,7 +193,7 @@ class Worker:
         try:
             items = decode_calls(data)
         except Exception as error:
-            channel.put(0, self._failure(error))
+            channel.put(CHANNEL_ITSELF, self._failure(error))
             return
         for place, (number, item) in enumerate(items):
             if isinstance(item, Cancel):
