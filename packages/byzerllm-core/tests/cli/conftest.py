@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -71,6 +72,7 @@ class Outcome:
 def program(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
     """`program("plugins", "--json")` in this process, for what needs no process of its own."""
     before = signal.getsignal(signal.SIGINT)
+    levels = {name: logging.getLogger(name).level for name in ("byzerllm", "asyncio")}
 
     def run(*arguments: str) -> Outcome:
         capsys.readouterr()
@@ -80,3 +82,5 @@ def program(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcom
 
     yield run
     signal.signal(signal.SIGINT, before)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

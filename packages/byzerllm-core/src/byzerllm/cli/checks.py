@@ -202,12 +202,12 @@ def _room(subject: str, free: float, low: float, todo: str) -> Finding:
 
 def check_cluster(address: str) -> list[Finding]:
     """Whether a cluster answers, and what it has."""
-    from byzerllm.cli.session import quiet_options
+    from byzerllm.cli.session import join
     from byzerllm.errors import ByzerLLMError, ClusterNotFoundError
 
     subject = _("cluster at {address}").format(address=address)
     try:
-        byzerllm.connect_cluster(address, **quiet_options())
+        join(address)
         import ray
 
         has = ray.cluster_resources()

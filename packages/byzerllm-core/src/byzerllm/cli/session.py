@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -74,27 +76,46 @@ def connect(address: str, *, start_ray: bool = False, offer_ray: bool = False) -
     import byzerllm
     from byzerllm.errors import ClusterNotFoundError
 
-    options = quiet_options()
     try:
-        byzerllm.connect_cluster(address, **options)
+        join(address)
     except ClusterNotFoundError:
         asked_elsewhere = address != "auto" or os.environ.get("RAY_ADDRESS")
         if asked_elsewhere or not (start_ray or (offer_ray and _wants_head())):
             raise
-        byzerllm.connect_cluster(_start_head(), **options)
+        join(_start_head())
     return byzerllm.ByzerLLM()
 
 
-def quiet_options() -> dict[str, Any]:
-    """Options of `ray.init` that keep its messages off the terminal unless `-v` was given."""
+def join(address: str) -> None:
+    """`byzerllm.connect_cluster` with all messages off the terminal unless `-v` was given."""
+    import byzerllm
+
     if session.verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-        return {"log_to_driver": True}
+        byzerllm.connect_cluster(address)
+        return
     warnings.simplefilter("ignore")
     logging.getLogger("byzerllm").setLevel(logging.ERROR)
     # It repeats, with a traceback, what a cancelled request was cancelled for.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    return {"log_to_driver": False, "logging_level": logging.ERROR}
+    with _without_native_messages():
+        byzerllm.connect_cluster(address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextlib.contextmanager
+def _without_native_messages() -> Iterator[None]:
+    # Ray's C++ half writes to file descriptor 2 whatever Python's logging says.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _wants_head() -> bool:
