@@ -28,6 +28,7 @@ SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 BLOCK = re.compile(r"^```(\S[^\n]*)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 EXAMPLE_SECONDS = 180
+SHARED_OPTIONS = {"--help", "--ray_address", "--verbose", "--debug", "--json"}
 
 
 def page(name: str) -> str:
@@ -163,21 +164,20 @@ def verbs() -> dict[str, click.Command]:
 
 
 def section_of(verb: str) -> str:
-    found = re.search(rf"^(#+) .*`(?:byzerllm )?{verb}`.*?$(.*?)(?=^\1 |^## |\Z)", page("cli.md"),
-                      re.MULTILINE | re.DOTALL)  # fmt: skip
-    assert found, f"docs/cli.md has no heading with `{verb}`"
-    return found[2]
+    """What stands under a verb's heading, up to the next one of its level."""
+    headed = re.split(r"^## ", page("cli.md"), flags=re.MULTILINE)[1:]
+    found = [text for text in headed if f"`{verb}`" in text.partition("\n")[0]]
+    assert len(found) == 1, f"docs/cli.md has {len(found)} headings with `{verb}`"
+    return found[0]
 
 
 @pytest.mark.parametrize("verb", list(verbs()))
 def test_verb_and_its_options_are_documented(verb: str) -> None:
-    section = section_of(verb)
-    everywhere = {"--help", "--ray_address", "--verbose", "--debug", "--json"}
+    section, shared = section_of(verb), page("cli.md").partition("## What all verbs share")[2]
     for parameter in verbs()[verb].params:
-        long = [name for name in parameter.opts if name.startswith("--")]
-        if long and not any(name in section for name in long):
-            assert set(long) & everywhere, f"{verb} {long}"
-            assert any(name in page("cli.md") for name in long), f"{verb} {long}"
+        for name in (name for name in parameter.opts if name.startswith("--")):
+            where = shared if name in SHARED_OPTIONS else section
+            assert f"`{name}" in where, f"{verb} {name}"
 
 
 # Links, paths.

@@ -217,7 +217,7 @@ def with_plugins(with_llamacpp: Environment) -> Environment:
     for name in ("acme", "broken"):
         run(sys.executable, "-m", "build", "--wheel", "--no-isolation",
             "--outdir", with_llamacpp.links, PLUGINS / name)  # fmt: skip
-    with_llamacpp.install("byzerllm-acme", "byzerllm-broken")
+    with_llamacpp.install("byzerllm-acme[test]", "byzerllm-broken")
     return with_llamacpp
 
 
@@ -352,6 +352,16 @@ def test_plugins_are_shown_and_a_broken_one_harms_nobody(with_plugins: Environme
     )
     states = {row["name"]: row["state"] for row in json.loads(left_out)}
     assert states["acme"] == states["broken"] == "disabled"
+
+
+def test_plugin_passes_the_suite_of_its_kind(with_plugins: Environment) -> None:
+    suite = str(PLUGINS / "acme" / "conformance.py")
+    folder = str(with_plugins.folder)
+    printed = with_plugins.ok(
+        "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", folder, "-c",
+        os.devnull, suite,
+    )  # fmt: skip
+    assert re.fullmatch(r"(\d+) passed in .*", printed.splitlines()[-1]), printed
 
 
 @pytest.mark.cluster
