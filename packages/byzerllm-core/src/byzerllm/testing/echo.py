@@ -1,12 +1,13 @@
 """EchoBackend: a real plugin without a model, for tests and benchmarks.
 
 It answers a chat with the text of its last message and a completion with its prompt, word by word
-in a stream.
+in a stream. Stop texts end an answer; with `chunks` or `timestamps` they do not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -39,6 +40,7 @@ class EchoParameters(Parameters):
     load_delay: float = Field(0.0, ge=0, description="seconds that loading takes")
     fail_load: str = Field("", description="loading fails with this text")
     fail_at: int = Field(-1, description="generation raises before this chunk; -1: never")
+    crash_on: str = Field("", description="a question of this text ends the worker's process")
     timestamps: bool = Field(False, description="each chunk is the time that it was made at")
     context: int = Field(100_000, ge=1, description="words that a prompt may have")
 
@@ -64,15 +66,22 @@ class EchoBackend(Backend):
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         question = self._text(request)
         given = self._parameters
+        if given.crash_on and question == given.crash_on:
+            os._exit(1)
         words = _WORD.findall(question)
         if len(words) > given.context:
             raise ContextLengthError(
                 f"the prompt has {len(words)} words, the context holds {given.context}"
             )
+        prompt_tokens = len(words)
+        stops = request.sampling.stop
+        if stops and not given.chunks and not given.timestamps:
+            question = _until(question, stops)
+            words = _WORD.findall(question)
         count = given.chunks or len(words)
         limit = min(count, request.sampling.max_tokens or count)
         finish: FinishReason = "length" if limit < count else "stop"
-        usage = Usage(prompt_tokens=len(words), completion_tokens=limit)
+        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=limit)
         if not request.stream and not given.delay and given.fail_at < 0:
             self.generated += limit
             whole = question if limit == len(words) else self._piece(words, range(limit))
@@ -122,6 +131,12 @@ class EchoBackend(Backend):
                 raise ParameterError("the conversation is empty; send at least one message")
             text = text_of(request.messages[-1].get("content"))
         return text or "(empty)"
+
+
+def _until(text: str, stops: list[str]) -> str:
+    """What stands before the first of the stop texts."""
+    ends = [text.find(stop) for stop in stops]
+    return text[: min((end for end in ends if end >= 0), default=len(text))]
 
 
 @hookimpl
