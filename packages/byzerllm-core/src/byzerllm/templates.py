@@ -38,12 +38,24 @@ class CutAt:
     markers: tuple[str, ...]
 
     def __call__(self, text: str) -> str:
-        for marker in self.markers:
-            text = text.partition(marker)[0]
-        return text.strip()
+        ends = [text.find(marker) for marker in self.markers]
+        return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
+
+    def partial(self, text: str) -> str:
+        """What can be shown of an answer that goes on: no beginning of a marker, and no white
+        space that may turn out to be the end."""
+        held = max((_overlap(text, marker) for marker in self.markers), default=0)
+        return self(text[: len(text) - held])
 
 
-def _unchanged(text: str) -> str:
+def _overlap(text: str, marker: str) -> int:
+    """How many characters at the end of `text` begin `marker` without being all of it."""
+    longest = min(len(text), len(marker) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)
+
+
+def unchanged(text: str) -> str:
+    """The cleaner of a template that has none."""
     return text
 
 
@@ -59,7 +71,9 @@ class Template:
         roles: the roles that the family knows, and the name that each is written with.
         stop: texts that end an answer.
         stop_token_ids: tokens that end an answer.
-        clean: makes of a raw answer the one that users see.
+        clean: makes of a raw answer the one that users see. Of a stream it gets the text so far,
+            again and again; where it has a method `partial(text)`, as `CutAt` has, that one gets
+            it until the answer is whole.
         default_system: the system message of a conversation that has none, where the family
             has one.
     """
@@ -69,7 +83,7 @@ class Template:
     roles: Mapping[str, str] = field(default_factory=lambda: {role: role for role in _OPENAI_ROLES})
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    clean: Callable[[str], str] = _unchanged
+    clean: Callable[[str], str] = unchanged
     default_system: str | None = None
 
     def apply(

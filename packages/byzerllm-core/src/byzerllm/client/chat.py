@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from byzerllm.requests import (
     TokenLogprob,
     Usage,
 )
+from byzerllm.templates import unchanged
 
 Conversations = str | Sequence[Any]
 
@@ -148,12 +149,27 @@ def to_response(
 
 
 class StreamReader:
-    """Turns chunks into what `stream_chat_oai` yields."""
+    """Turns chunks into what `stream_chat_oai` yields.
 
-    def __init__(self, request: GenerateRequest, model: str, delta_mode: bool) -> None:
+    The pieces of a stream add up to the text that `chat_oai` returns for the same answer.
+
+    Args:
+        clean: the template's cleaner, None without a template.
+    """
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        model: str,
+        delta_mode: bool,
+        clean: Callable[[str], str] | None = None,
+    ) -> None:
         self.metadata = _metadata(request, model)
         self._delta = delta_mode
+        self._clean = None if clean is unchanged else clean
+        self._partial: Callable[[str], str] | None = getattr(clean, "partial", self._clean)
         self._whole = ""
+        self._shown = ""
         self._reasoning = ""
         self._start = time.monotonic()
         self._first = 0.0
@@ -171,6 +187,7 @@ class StreamReader:
             metadata.setdefault("logprobs", []).extend(_logprob(item) for item in chunk.logprobs)
         metadata["generated_tokens_count"] += len(chunk.token_ids)
         self._whole += chunk.text
+        last = chunk.finish_reason is not None
         if chunk.finish_reason is not None:
             _fill(
                 metadata,
@@ -180,9 +197,25 @@ class StreamReader:
                 first_token=self._first,
                 reasoning=self._reasoning,
             )
-        elif not chunk.text and not chunk.reasoning:
-            return None
-        return chunk.text if self._delta else self._whole
+        if self._clean is None:
+            text = chunk.text if self._delta else self._whole
+            return text if chunk.text or chunk.reasoning or last else None
+        text = self._cleaned(last)
+        return text if text or chunk.reasoning or last else None
+
+    def _cleaned(self, last: bool) -> str:
+        """What cleaning lets through now; empty when that is nothing new."""
+        clean = self._clean if last else self._partial
+        assert clean is not None
+        text, before = clean(self._whole), self._shown
+        if not self._delta:
+            self._shown = text
+            return text if last or text != before else ""
+        if not text.startswith(before):
+            # A cleaner that takes back what was shown: a piece cannot.
+            return ""
+        self._shown = text
+        return text[len(before) :]
 
 
 def _metadata(request: GenerateRequest, model: str) -> Metadata:

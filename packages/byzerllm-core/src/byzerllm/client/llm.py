@@ -620,7 +620,7 @@ class ByzerLLM:
         self, model: str, request: GenerateRequest, delta: bool, timeout: float | None
     ) -> Iterator[StreamItem]:
         observers = Observers(model, request, enabled=self._observes())
-        reader = StreamReader(request, model, delta)
+        reader = self._reader(model, request, delta)
         if observers.answer is not None:
             yield from _answered(observers.answer, reader)
             return
@@ -641,7 +641,7 @@ class ByzerLLM:
         self, model: str, request: GenerateRequest, delta: bool, timeout: float | None
     ) -> AsyncIterator[StreamItem]:
         observers = Observers(model, request, enabled=self._observes())
-        reader = StreamReader(request, model, delta)
+        reader = self._reader(model, request, delta)
         if observers.answer is not None:
             for item in _answered(observers.answer, reader):
                 yield item
@@ -658,6 +658,10 @@ class ByzerLLM:
                     text = reader.read(chunk)
                     if text is not None:
                         yield StreamItem(text, reader.metadata)
+
+    def _reader(self, model: str, request: GenerateRequest, delta: bool) -> StreamReader:
+        template = self._settings.of(model).template
+        return StreamReader(request, model, delta, template.clean if template else None)
 
     def _observes(self) -> bool:
         if self._observed is None:
