@@ -21,7 +21,7 @@ import pytest
 import ray
 
 import byzerllm
-from byzerllm.errors import ModelNotFoundError, OverloadedError
+from byzerllm.errors import ModelNotFoundError, OverloadedError, WorkerDiedError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(1500)]
 
@@ -264,6 +264,17 @@ def test_queue_overrun(llm: byzerllm.ByzerLLM) -> None:
         assert seen["ok"] >= 10
         assert seen["refused"] >= 10
     client.undeploy(QUIET)
+
+
+def test_a_request_that_kills_workers(llm: byzerllm.ByzerLLM) -> None:
+    deploy(llm, workers=3, model=QUIET, crash_on="die")
+    with pytest.raises(WorkerDiedError, match="2 workers .* request poison-7; it is not tried"):
+        llm.chat_oai("die", model=QUIET, extra_request_params={"request_id": "poison-7"})
+    assert llm.chat_oai("live", model=QUIET)[0].output == "live"
+    with pytest.raises(WorkerDiedError):
+        list(llm.stream_chat_oai("die", model=QUIET))
+    wait_until(lambda: llm.models()[-1]["ready_workers"] == 3, 60, "three workers again")
+    llm.undeploy(QUIET)
 
 
 def test_nothing_leaks(llm: byzerllm.ByzerLLM, cluster: object) -> None:
