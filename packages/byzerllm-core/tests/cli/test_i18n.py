@@ -12,7 +12,9 @@ import polib
 import pytest
 
 import byzerllm.cli
+from byzerllm import errors
 from byzerllm.cli import i18n
+from byzerllm.cli.failures import _gists
 from byzerllm.errors import UsageError
 
 Run = Callable[..., CompletedProcess[str]]
@@ -110,6 +112,21 @@ def test_errors_in_chinese(byzerllm_command: Run) -> None:
     done = byzerllm_command("deplyo", BYZERLLM_LANG="zh")
     assert done.returncode == 2
     assert done.stderr.startswith("错误：没有命令 'deplyo'（是不是 'deploy'？）")
+
+
+def test_errors_of_core_begin_with_their_kind(byzerllm_command: Run) -> None:
+    arguments = ("models", "--ray_address", "127.0.0.1:1")
+    english = byzerllm_command(*arguments).stderr
+    assert english.startswith("error: no Ray cluster answers at 127.0.0.1:1")
+    chinese = byzerllm_command(*arguments, BYZERLLM_LANG="zh").stderr
+    assert chinese.startswith("错误：没有找到 Ray 集群: no Ray cluster answers at 127.0.0.1:1")
+
+
+def test_every_kind_of_error_has_a_name() -> None:
+    kinds = [getattr(errors, name) for name in errors.__all__]
+    unnamed = {errors.ByzerLLMError, errors.UsageError}
+    for kind in kinds:
+        assert kind in unnamed or any(base in _gists() for base in kind.__mro__), kind
 
 
 def test_a_terminal_that_cannot_show_chinese(byzerllm_command: Run) -> None:

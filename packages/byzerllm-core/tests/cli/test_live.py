@@ -272,3 +272,20 @@ def test_following_ends_with_ctrl_c(ray_head: RayHead, echo: str) -> None:
         done = finished(process)
         assert done.code == 130, done.err
         assert done.err.strip() == ""
+
+
+def test_ctrl_c_stops_the_model_too(ray_head: RayHead, cli: Cli, echo: str) -> None:
+    text = "word " * 20_000
+    process: Any = own_process(ray_head, f"query --model {echo} --query '{text}' --stream")
+    assert process.stdout.read(4) == "word"
+    process.send_signal(signal.SIGINT)
+    assert finished(process).code == 130
+    end = time.monotonic() + 10
+    while (busy := _running(cli, echo)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not busy
+
+
+def _running(cli: Cli, model: str) -> int:
+    (stat,) = json.loads(cli(f"stat --model {model} --json").out)
+    return sum(worker["running"] for worker in stat["workers"])

@@ -83,6 +83,7 @@ def test_without_a_verb_the_help_is_shown(byzerllm_command: Run) -> None:
         (["deploy", "--model"], 2, "error: --model needs a value"),
         (["deploy", "--replace=1", "--model", "x"], 2, "error: --replace takes no value"),
         (["scale", "--model=x", "--num_workers=0"], 2, "error: --num_workers: takes at least 1"),
+        (["models", "--ray_address", "local"], 2, "error: --ray_address: a local cluster ends"),
         (["stat", "--interval", "0"], 2, "error: --interval: takes at least 0.1, got 0"),
         (
             ["query", "--model", "x", "--query", "y", "--template", "qwne"],

@@ -6,9 +6,10 @@ import traceback
 
 import click
 
-from byzerllm.cli.i18n import _, nearest
+from byzerllm import errors
+from byzerllm.cli.i18n import _, language, nearest
 from byzerllm.cli.session import session
-from byzerllm.errors import ByzerLLMError
+from byzerllm.errors import ByzerLLMError, UsageError
 
 FAILED = 1
 USAGE = 2
@@ -16,7 +17,7 @@ USAGE = 2
 
 def show_error(error: ByzerLLMError) -> int:
     """An error that Byzer-LLM raised on purpose."""
-    _say(error.message)
+    _say(_with_gist(error))
     remote = error.details.get("remote_traceback")
     if session.debug:
         traceback.print_exception(error)
@@ -46,6 +47,43 @@ def show_bug(error: BaseException) -> int:
     else:
         session.hint(_("please run it again with --debug and report what it prints"))
     return FAILED
+
+
+def _with_gist(error: ByzerLLMError) -> str:
+    """The message; core speaks English, so in another language the kind of error stands first."""
+    # The command line's own errors are plain usage errors, and translated.
+    if language() == "en" or type(error) is UsageError:
+        return error.message
+    gists = _gists()
+    kind = next((kind for kind in type(error).__mro__ if kind in gists), None)
+    return f"{gists[kind]}: {error.message}" if kind else error.message
+
+
+def _gists() -> dict[type, str]:
+    return {
+        errors.ParameterError: _("a parameter is wrong"),
+        errors.TemplateError: _("the chat template does not fit"),
+        errors.ModelSourceError: _("the model's files cannot be had"),
+        errors.NotInstalledError: _("a package is missing"),
+        errors.PluginError: _("a plugin cannot be used"),
+        errors.ModelNotFoundError: _("no deployment has this name"),
+        errors.ModelExistsError: _("the name is taken"),
+        errors.CapabilityError: _("the model cannot do this"),
+        errors.ResourcesError: _("the cluster has not enough resources"),
+        errors.ModelLoadError: _("the model could not be loaded"),
+        errors.DeployError: _("the deployment failed; nothing is left behind"),
+        errors.ClusterNotFoundError: _("no Ray cluster is there"),
+        errors.ClusterAuthenticationError: _("the cluster refuses the token"),
+        errors.ClusterError: _("Ray cannot be used"),
+        errors.ProtocolError: _("caller and worker have different versions"),
+        errors.ContextLengthError: _("the prompt is too long"),
+        errors.OverloadedError: _("all workers are busy"),
+        errors.WorkerDiedError: _("the workers died"),
+        errors.StreamInterruptedError: _("the answer broke off"),
+        errors.RequestCancelledError: _("the request was cancelled"),
+        errors.RequestTimeoutError: _("no answer came in time"),
+        errors.RequestError: _("the request failed"),
+    }
 
 
 def _say(text: str) -> None:

