@@ -5,23 +5,34 @@ from __future__ import annotations
 import logging
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from byzerllm.errors import PluginError
 from byzerllm.plugins import get_plugins
 from byzerllm.requests import (
     ApplyTemplateRequest,
+    ApplyTemplateResult,
     EmbedRequest,
+    EmbedResult,
     GenerateRequest,
+    GenerateResult,
     MetaRequest,
+    ModelMeta,
     TokenizeRequest,
+    TokenizeResult,
 )
 
 if TYPE_CHECKING:
     from byzerllm.requests import Request, Result
 
 logger = logging.getLogger("byzerllm.client")
-_REQUESTS = (GenerateRequest, EmbedRequest, TokenizeRequest, ApplyTemplateRequest, MetaRequest)
+_RESULTS: dict[type[Any], type[Any]] = {
+    GenerateRequest: GenerateResult,
+    EmbedRequest: EmbedResult,
+    TokenizeRequest: TokenizeResult,
+    ApplyTemplateRequest: ApplyTemplateResult,
+    MetaRequest: ModelMeta,
+}
 
 
 class Observers:
@@ -46,14 +57,16 @@ class Observers:
         replaced = get_plugins().hooks.hook.before_request(model=self.model, request=self.request)
         if replaced is None:
             return
-        if not isinstance(replaced, _REQUESTS):
+        kind = type(self.request)
+        if isinstance(replaced, _RESULTS[kind]):
             self.answer = replaced
-        elif isinstance(replaced, type(self.request)):
+        elif isinstance(replaced, kind):
             self.request = replaced
         else:
             raise PluginError(
-                f"a before_request hook turned a {type(self.request).__name__} into a "
-                f"{type(replaced).__name__}; it may return the same kind, or a result"
+                f"a before_request hook answered a {kind.__name__} with a "
+                f"{type(replaced).__name__}; it may return None, a {kind.__name__} to send "
+                f"instead, or a {_RESULTS[kind].__name__}"
             )
 
     def generate_request(self) -> GenerateRequest:

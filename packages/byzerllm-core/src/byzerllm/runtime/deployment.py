@@ -116,6 +116,17 @@ def redact(text: str, spec: DeploymentSpec) -> str:
     return text
 
 
+def redact_data(value: Any, spec: DeploymentSpec) -> Any:
+    """Plain data without any of the deployment's secrets."""
+    if isinstance(value, str):
+        return redact(value, spec)
+    if isinstance(value, dict):
+        return {redact_data(key, spec): redact_data(item, spec) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_data(item, spec) for item in value]
+    return value
+
+
 def resolve(spec: DeploymentSpec, plugins: Plugins) -> tuple[DeploymentSpec, BackendSpec]:
     """Check everything that can be known without a cluster, and choose the backend.
 

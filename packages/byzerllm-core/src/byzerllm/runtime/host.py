@@ -40,7 +40,7 @@ from byzerllm.requests import (
     Usage,
     generation_names,
 )
-from byzerllm.runtime.deployment import DeploymentSpec, backend_of, redact
+from byzerllm.runtime.deployment import DeploymentSpec, backend_of, redact, redact_data
 from byzerllm.sources import resolve_path
 
 TTFT_SAMPLES = 200
@@ -208,7 +208,8 @@ class Host:
         try:
             self._backend = await self._create()
         except ByzerLLMError as error:
-            raise type(error)(redact(error.message, self.spec), **error.details) from None
+            details = redact_data(error.details, self.spec)
+            raise type(error)(redact(error.message, self.spec), **details) from None
         except Exception as error:
             trace = redact(traceback.format_exc(), self.spec)
             raise ModelLoadError(

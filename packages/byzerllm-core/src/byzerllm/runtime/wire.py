@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from byzerllm.errors import BackendError, ByzerLLMError, ProtocolError, error_types
 from byzerllm.requests import GenerateChunk, Request, RequestKind, Result
-from byzerllm.runtime.deployment import DeploymentSpec, redact
+from byzerllm.runtime.deployment import DeploymentSpec, redact, redact_data
 
 PROTOCOL = 1
 
@@ -132,7 +132,7 @@ def to_failure(error: BaseException, spec: DeploymentSpec) -> Failure:
         reason = str(error) or "it was cancelled"
         return Failure(code="RequestCancelledError", message=f"the request ended early: {reason}")
     if isinstance(error, ByzerLLMError):
-        details = {key: _plain(value) for key, value in error.details.items()}
+        details = {key: redact_data(_plain(v), spec) for key, v in error.details.items()}
         return Failure(
             code=_public_name(error), message=redact(error.message, spec), details=details
         )
