@@ -72,6 +72,7 @@ class LocalRuntime:
 
     def __init__(self) -> None:
         self._deployments: dict[str, LocalDeployment] = {}
+        self._loading: set[str] = set()
         self._background = background_loop()
 
     async def call(
@@ -250,8 +251,14 @@ class LocalRuntime:
                 "name, or replace it",
                 model=asked.model,
             )
+        if asked.model in self._loading:
+            raise ModelExistsError(f"model {asked.model!r} is being deployed", model=asked.model)
         new = LocalDeployment(asked, spec, plugins.balancers.get(spec.balancer)())
-        await self._grow(new, spec.num_workers, progress)
+        self._loading.add(asked.model)
+        try:
+            await self._grow(new, spec.num_workers, progress)
+        finally:
+            self._loading.discard(asked.model)
         self._deployments[asked.model] = new
         if old is not None:
             await self._close(old, 0)
