@@ -1,0 +1,66 @@
+"""From token pieces to text that may leave: whole characters, and no part of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class AnswerText:
+    """Decodes the bytes of an answer as they come, and finds its stop strings.
+
+    Text that could be the beginning of a stop string is held back until it is known not to be
+    one. Where several stop strings are found in the text so far, the one that begins first ends
+    the answer.
+
+    Args:
+        stops: stop strings, none of them empty.
+
+    Attributes:
+        stopped: a stop string has ended the answer.
+        decoded: characters decoded so far, held ones included.
+        released: characters that `push` and `flush` have given out.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+        self.decoded = 0
+        self.released = 0
+
+    def push(self, piece: bytes) -> str:
+        """The text that may leave after the bytes of one more token."""
+        fresh = self._decoder.decode(piece)
+        self.decoded += len(fresh)
+        if not self._stops:
+            self.released = self.decoded
+            return fresh
+        text = self._held + fresh
+        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.stopped = True
+            return self._release(text, min(found))
+        return self._release(text, len(text) - self._undecided(text))
+
+    def flush(self) -> str:
+        """What is still held, at an end that is no stop string.
+
+        Bytes of a character that was never completed are dropped.
+        """
+        return "" if self.stopped else self._release(self._held, len(self._held))
+
+    def _release(self, text: str, length: int) -> str:
+        self._held = text[length:]
+        self.released += length
+        return text[:length]
+
+    def _undecided(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = min(len(text), max(len(stop) for stop in self._stops) - 1)
+        for length in range(longest, 0, -1):
+            end = text[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
