@@ -20,7 +20,6 @@ from byzerllm.errors import (
     BackendError,
     ByzerLLMError,
     CapabilityError,
-    ClusterNotFoundError,
     ContextLengthError,
     ModelExistsError,
     ModelLoadError,
@@ -259,15 +258,6 @@ def test_scale_and_stat(deploy: Deploy) -> None:
         llm.scale("many", 0)
     with pytest.raises(CapabilityError):
         llm.logs("many")
-
-
-def test_ray_is_not_started_by_a_client() -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("this process is connected")
-    with pytest.raises(ClusterNotFoundError, match="connect_cluster"):
-        ByzerLLM().chat_oai("hi", model="m")
 
 
 # Chat.

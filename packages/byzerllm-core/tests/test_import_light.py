@@ -52,7 +52,7 @@ def test_the_local_runtime_needs_no_ray() -> None:
 def test_public_names() -> None:
     constants_first = sorted(byzerllm.__all__, key=lambda name: (not name.isupper(), name))
     assert byzerllm.__all__ == constants_first
-    assert dir(byzerllm) == byzerllm.__all__
+    assert dir(byzerllm) == sorted(byzerllm.__all__)
     assert set(byzerllm._HOMES) | {"__version__"} == set(byzerllm.__all__)
     for name in byzerllm.__all__:
         assert getattr(byzerllm, name) is not None
