@@ -268,7 +268,7 @@ def test_queue_overrun(llm: byzerllm.ByzerLLM) -> None:
 
 def test_a_request_that_kills_workers(llm: byzerllm.ByzerLLM) -> None:
     deploy(llm, workers=3, model=QUIET, crash_on="die")
-    with pytest.raises(WorkerDiedError, match="2 workers .* request poison-7; it is not tried"):
+    with pytest.raises(WorkerDiedError, match=r"2 workers .* request poison-7; it is not tried"):
         llm.chat_oai("die", model=QUIET, extra_request_params={"request_id": "poison-7"})
     assert llm.chat_oai("live", model=QUIET)[0].output == "live"
     with pytest.raises(WorkerDiedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -48,6 +49,7 @@ from byzerllm.requests import (
     TokenizeRequest,
     TokenizeResult,
 )
+from byzerllm.runtime.background import background_loop
 from byzerllm.runtime.base import Progress, Runtime
 from byzerllm.runtime.deployment import DeploymentSpec
 from byzerllm.runtime.wire import kind_of
@@ -361,14 +363,19 @@ class ByzerLLM:
     def chat(
         self, model: str | None, request: LLMRequest, extract_params: Mapping[str, Any] = {}
     ) -> list[LLMResponse]:
-        """Answer an instruction, or each of several."""
-        many = (
-            [request.instruction] if isinstance(request.instruction, str) else request.instruction
-        )
+        """Answer an instruction, or each of several at the same time."""
         config = {**request.generation_params(), **extract_params}
-        return [
-            self.chat_oai(instruction, model=model, llm_config=config)[0] for instruction in many
-        ]
+        if isinstance(request.instruction, str):
+            return self.chat_oai(request.instruction, model=model, llm_config=config)
+
+        async def answers() -> list[LLMResponse]:
+            asked = (
+                self.async_chat_oai(instruction, model=model, llm_config=config)
+                for instruction in request.instruction
+            )
+            return [answer for (answer,) in await asyncio.gather(*asked)]
+
+        return background_loop().run(answers())
 
     def chat_oai(
         self,

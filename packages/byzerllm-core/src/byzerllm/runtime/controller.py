@@ -31,10 +31,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from byzerllm.backend import BackendSpec, Placement
 from byzerllm.errors import (
     ByzerLLMError,
-    DeployError,
     ModelExistsError,
     ModelLoadError,
     ModelNotFoundError,
+    ParameterError,
     ResourcesError,
 )
 from byzerllm.plugins import Plugins
@@ -205,7 +205,9 @@ class Controller:
         await self.ready()
         deployment = self._get(model)
         if num_workers < 1:
-            raise DeployError(f"num_workers is at least 1 (got {num_workers}); to stop, undeploy")
+            raise ParameterError(
+                f"num_workers is at least 1 (got {num_workers}); to stop, undeploy"
+            )
         async with deployment.lock:
             missing = num_workers - deployment.asked.num_workers
             if missing > 0:

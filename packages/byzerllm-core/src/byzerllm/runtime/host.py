@@ -326,6 +326,8 @@ class Host:
             self.admission.leave(time.monotonic() - start)
 
     def _check(self, request: GenerateRequest) -> None:
+        if not request.messages and request.prompt is None:
+            raise ParameterError("the conversation is empty; send at least one message")
         unknown = request.sampling.extra.keys() - self.backend_spec.extra_parameters
         if unknown:
             allowed = generation_names() | self.backend_spec.extra_parameters
