@@ -37,7 +37,8 @@ def can_unshare() -> bool:
 
 
 ALONE = """
-ip link set lo up && mount -t tmpfs none /tmp && mkdir /tmp/home && export HOME=/tmp/home || exit 9
+ip link set lo up && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray || exit 9
+mkdir /tmp/ray/home && export HOME=/tmp/ray/home || exit 9
 byzerllm() {{ {python} -m byzerllm "$@"; }}
 byzerllm deploy --model a {echo}; echo "code $?"
 byzerllm deploy --model a {echo} --start_ray; echo "code $?"
