@@ -125,7 +125,7 @@ def test_not_connected() -> None:
 def test_two_nodes() -> None:
     script = Path(__file__).with_name("two_nodes.py")
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "calls went on" in done.stdout

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from byzerllm.errors import (
     ClusterError,
     ClusterNotFoundError,
     ParameterError,
+    ProtocolError,
 )
 
 NAMESPACE = "byzerllm"
@@ -70,12 +72,16 @@ def connect_cluster(address: str = "auto", **ray_init_options: Any) -> None:
         _probe(address)
         options["address"] = address
     options |= ray_init_options
-    try:
-        ray.init(**options)
-    except Exception as error:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        raise _explained(address, error) from error
+    # Ray's proxy was seen to lose the first server that it forks for a Ray Client.
+    for attempt in range(2 if address.startswith("ray://") else 1, 0, -1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if attempt == 1 or not isinstance(error, ConnectionError):
+                raise _explained(address, error) from error
 
 
 def _check_address(address: str) -> None:
@@ -197,6 +203,9 @@ def _token_state() -> str:
 def start_head(port: int | None = None, *, num_cpus: int | None = None) -> str:
     """Start a Ray head on this machine that stays when this process ends.
 
+    It asks for a token (`~/.ray/auth_token`, made when there is none) unless `RAY_AUTH_MODE` says
+    otherwise.
+
     Returns:
         its address, `HOST:PORT`.
 
@@ -204,16 +213,32 @@ def start_head(port: int | None = None, *, num_cpus: int | None = None) -> str:
         ClusterError: `ray start` failed; its last lines are the message.
     """
     port = port or (6379 if _port_free(6379) else _free_port())
+    environ = os.environ | {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token")}
+    if environ["RAY_AUTH_MODE"] == "token" and not token_source():
+        _generate_token(environ)
     command = [_ray_command(), "start", "--head", f"--port={port}", "--disable-usage-stats"]
     command += ["--include-dashboard=false", "--dashboard-host=127.0.0.1"]
     if num_cpus is not None:
         command.append(f"--num-cpus={num_cpus}")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
     if done.returncode:
         tail = (done.stdout + done.stderr).strip().splitlines()[-5:]
         raise ClusterError("`ray start --head` failed: " + "\n".join(tail))
     found = re.search(r"--address='([^']+)'", done.stdout)
     return found[1] if found else f"{_own_address()}:{port}"
+
+
+def _generate_token(environ: Mapping[str, str]) -> None:
+    """Write a new `~/.ray/auth_token`."""
+    command = [_ray_command(), "get-auth-token", "--generate"]
+    done = subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
+    if done.returncode:
+        raise ClusterError(
+            "Ray's token could not be made with `ray get-auth-token --generate`; set "
+            "RAY_AUTH_MODE=disabled to start a head without authentication"
+        )
 
 
 def _ray_command() -> str:
@@ -284,10 +309,11 @@ def get_controller(*, start: bool) -> Any:
 
     Raises:
         ClusterNotFoundError: there is none and `start` is false.
+        ProtocolError: it is of another version.
     """
     ray = require_ray()
     with contextlib.suppress(ValueError):
-        return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+        return _agreed(ray.get_actor(CONTROLLER, namespace=NAMESPACE))
     if not start:
         raise ClusterNotFoundError("nothing was ever deployed on this cluster")
     from byzerllm.runtime.controller import Controller
@@ -303,12 +329,26 @@ def get_controller(*, start: bool) -> Any:
         resources={"node:__internal_head__": 0.001},
         max_concurrency=10_000,
     )
-    controller = actor.remote()
+    return _agreed(actor.remote())
+
+
+def _agreed(controller: Any) -> Any:
+    """The controller once it is ready, if it speaks this process's protocol."""
+    import ray
+
+    from byzerllm.runtime.wire import PROTOCOL
+
     end = time.monotonic() + CONTROLLER_SECONDS
     while True:
         try:
-            ray.get(controller.ready.remote(), timeout=CONTROLLER_SECONDS)
-            return controller
+            theirs = ray.get(controller.ready.remote(), timeout=CONTROLLER_SECONDS)
+            if theirs == PROTOCOL:
+                return controller
+            raise ProtocolError(
+                f"the controller of this cluster speaks protocol {theirs}, this process {PROTOCOL};"
+                " install the same byzerllm-core version here and there, or undeploy everything "
+                "and kill the actor byzerllm:controller"
+            )
         except ray.exceptions.GetTimeoutError:
             raise ClusterError(
                 f"the controller did not start within {CONTROLLER_SECONDS} s; see `ray logs`"

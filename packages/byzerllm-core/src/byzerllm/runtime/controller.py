@@ -41,7 +41,7 @@ from byzerllm.plugins import Plugins
 from byzerllm.runtime.cluster import NAMESPACE
 from byzerllm.runtime.deployment import DeploymentSpec, resolve
 from byzerllm.runtime.host import decode_spec, encode_spec
-from byzerllm.runtime.wire import TableEntry, WorkerEntry
+from byzerllm.runtime.wire import PROTOCOL, TableEntry, WorkerEntry
 from byzerllm.runtime.worker import CONTROL_CONCURRENCY, MAX_CONCURRENCY, Worker
 
 RESERVE_SECONDS = 30.0
@@ -131,12 +131,12 @@ class Controller:
         self._recovered: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[Any]] = set()
 
-    async def ready(self) -> bool:
-        """Returns once the state is rebuilt."""
+    async def ready(self) -> int:
+        """Returns once the state is rebuilt: the protocol number of this controller."""
         if self._recovered is None:
             self._recovered = asyncio.ensure_future(self._recover())
         await asyncio.shield(self._recovered)
-        return True
+        return PROTOCOL
 
     # What faces ask for.
 
@@ -176,14 +176,15 @@ class Controller:
 
     async def progress(self, model: str) -> list[tuple[str, str]]:
         """(worker id, phase) of a deployment that is under way."""
-        deployment = self._pending.get(model) or self._deployments.get(model)
-        if deployment is None:
-            return []
-        if not deployment.workers:
-            return [("", "waiting for resources")]
-        return await _gather_limited(
-            (self._phase(worker) for worker in deployment.workers), seconds=2.0
-        )
+        new = self._pending.get(model)
+        if new is not None:
+            if not new.workers:
+                return [("", "waiting for resources")]
+            making = new.workers
+        else:
+            grown = self._deployments.get(model)
+            making = [w for w in grown.workers if not w.ready] if grown else []
+        return await _gather_limited((self._phase(worker) for worker in making), seconds=2.0)
 
     async def undeploy(self, model: str, force: bool = False) -> None:
         """Stop accepting, drain, free everything."""

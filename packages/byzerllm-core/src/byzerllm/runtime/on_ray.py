@@ -110,6 +110,10 @@ class RayRuntime(Router):
                     await self._tell(model, progress)
             return await task
         except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task}, timeout=5)
+            if task.done() and not task.cancelled():
+                task.exception()
             if method == "deploy":
                 with contextlib.suppress(Exception):
                     await asyncio.shield(self.control("cancel_deploy", model, seconds=30.0))
