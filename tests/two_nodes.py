@@ -55,7 +55,7 @@ def main() -> None:
                 seen[f"{type(error).__name__}: {error}"] += 1
             time.sleep(0.02)
 
-    thread = threading.Thread(target=calls)
+    thread = threading.Thread(target=calls, daemon=True)
     thread.start()
     time.sleep(1)
     cluster.remove_node(second, allow_graceful=False)

@@ -50,6 +50,8 @@ from byzerllm.runtime.wire import (
 DEATHS_ALLOWED = 2
 CONTROL_SECONDS = 30.0
 RECOVERY_SECONDS = 60.0
+RETRY_PAUSE_SECONDS = 0.1
+RETRY_LOOK_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -96,6 +98,7 @@ class Attempts:
         self.end = time.monotonic() + timeout
         self.timeout = timeout
         self.dead: set[str] = set()
+        self.gone: set[str] = set()
         self.full: set[str] = set()
         self.last_refusal: OverloadedError | None = None
 
@@ -171,6 +174,9 @@ class Router:
                 await self._wait_for_workers(attempts.model, route, attempts)
                 continue
             try:
+                if attempts.dead and not await self._answers(link):
+                    attempts.gone.add(link.view.id)
+                    continue
                 async with asyncio.timeout(attempts.left()):
                     return await self._send(route, link, attempts.request)
             except TimeoutError as error:
@@ -234,6 +240,9 @@ class Router:
                 continue
             started = False
             try:
+                if attempts.dead and not await self._answers(link):
+                    attempts.gone.add(link.view.id)
+                    continue
                 channel = self._channel(route, link, self._connect(link))
                 stream = channel.stream(request, attempts.left())
                 async with aclosing(stream) as chunks:  # type: ignore[type-var]
@@ -368,7 +377,7 @@ class Router:
                     f"to {len(route.ordered) - 1} (setup_pin_model_worker_mapping)"
                 )
         if attempts.dead or attempts.full:
-            tried = attempts.dead | attempts.full
+            tried = attempts.dead | attempts.gone | attempts.full
             links = [link for link in links if link.view.id not in tried]
         if not links:
             return None
@@ -389,6 +398,18 @@ class Router:
         """Drop the ways to a worker that is lost; those of other loops find out by themselves."""
         link.handle = link.call = None
         self._keeper.release(link.view.id)
+
+    async def _answers(self, link: WorkerLink) -> bool:
+        """Whether a worker lives, before a retry goes there: a dying node takes several workers
+        with it, and only those that die of the request shall count against it."""
+        await asyncio.sleep(RETRY_PAUSE_SECONDS)
+        try:
+            async with asyncio.timeout(RETRY_LOOK_SECONDS):
+                await self._connect(link).phase.remote()
+        except (RayError, ConnectionError, TimeoutError, WorkerLost):
+            self._forget(link)
+            return False
+        return True
 
     # Sending.
 
