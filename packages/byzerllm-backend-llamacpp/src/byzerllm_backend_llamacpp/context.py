@@ -49,10 +49,26 @@ def shares_cache(model: Model, parameters: LlamaCppParameters, n_ctx: int, seque
     """Whether all sequences use one cache of `n_ctx` tokens; see `kv_unified`."""
     if parameters.kv_unified is not None:
         return parameters.kv_unified
-    per_token = model.cache_bytes_per_token(
+    needed = sequences * n_ctx * _bytes_per_token(model, parameters)
+    return sequences > 1 and needed > _SPLIT_CACHE_LIMIT
+
+
+def _bytes_per_token(model: Model, parameters: LlamaCppParameters) -> float:
+    return model.cache_bytes_per_token(
         _CACHE_TYPES[parameters.type_k][1], _CACHE_TYPES[parameters.type_v][1]
     )
-    return sequences > 1 and sequences * n_ctx * per_token > _SPLIT_CACHE_LIMIT
+
+
+def _check_memory(model: Model, parameters: LlamaCppParameters, tokens: int) -> None:
+    """Refuse a cache that main memory can never hold; llama.cpp would try for minutes."""
+    needed = tokens * _bytes_per_token(model, parameters)
+    memory = psutil.virtual_memory().total
+    if needed > memory and not llama_cpp.llama_supports_gpu_offload():
+        raise ModelLoadError(
+            f"a cache of {tokens:,} tokens takes {needed / 2**30:,.0f} GiB, this machine has "
+            f"{memory / 2**30:,.0f}; lower n_ctx or worker_concurrency, or take a smaller type_k "
+            "and type_v"
+        )
 
 
 def answering_context(
@@ -70,7 +86,9 @@ def answering_context(
         ModelLoadError: llama.cpp cannot make it, mostly for want of memory.
     """
     params = _context_params(parameters, threads)
-    params.n_ctx = n_ctx if shared else n_ctx * sequences
+    cells = n_ctx if shared else n_ctx * sequences
+    _check_memory(model, parameters, cells)
+    params.n_ctx = cells
     params.n_batch = max(parameters.n_batch, sequences)
     params.n_ubatch = min(parameters.n_ubatch, params.n_batch)
     params.n_seq_max = sequences

@@ -166,16 +166,16 @@ class Sampler:
         return self._constrained(logits(context, index, self._vocab_size))
 
     def _constrained(self, row: Logits) -> int:
-        candidates = _Candidates(row)
-        token = candidates.draw(self._chain)
+        token = _Candidates(row).draw(self._chain)
         if not self._allows(token):
             candidates = _Candidates(row)
             candidates.apply(self._grammar)
-            if candidates.exhausted():
+            token = candidates.draw(self._chain)
+            # llama.cpp aborts the process when a grammar is told to accept what it refuses.
+            if not self._allows(token):
                 raise BackendError(
                     "the grammar or JSON schema allows no token of this model at this point"
                 )
-            token = candidates.draw(self._chain)
         llama_cpp.llama_sampler_accept(self._chain, token)
         llama_cpp.llama_sampler_accept(self._grammar, token)
         return token
@@ -183,7 +183,7 @@ class Sampler:
     def _allows(self, token: int) -> bool:
         single = _Candidates(np.zeros(1, np.float32), first=token)
         single.apply(self._grammar)
-        return not single.exhausted()
+        return single.allowed()
 
     def close(self) -> None:
         """Free the samplers."""
@@ -215,8 +215,8 @@ class _Candidates:
         self.apply(chain)
         return int(self._array.data[self._array.selected].id)
 
-    def exhausted(self) -> bool:
-        return bool(np.isneginf(self._data["logit"][: self._array.size]).all())
+    def allowed(self) -> bool:
+        return not np.isneginf(self._data["logit"][0])
 
 
 def logits(context: Any, index: int, vocab_size: int) -> Logits:
