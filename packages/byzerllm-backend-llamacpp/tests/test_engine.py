@@ -150,6 +150,29 @@ def test_a_shared_cache_is_one_requests_or_everybodys(load: Callable[..., Any]) 
         check_near_tie(model.ask(STORY.format(number), **options | {"max_tokens": 20}), answer)
 
 
+def test_gaps_between_answers_are_closed_without_a_trace(load: Callable[..., Any]) -> None:
+    model = load(n_ctx=512, concurrency=4, kv_unified=False, cache_prompt=False)
+    lengths = {0: 60, 1: 4, 2: 6, 3: 60}
+    options = {"ignore_eos": True, "logprobs": 4}
+
+    async def run() -> list[Any]:
+        tasks = [
+            asyncio.ensure_future(
+                model.gather(model.request(STORY.format(n), max_tokens=length, **options))
+            )
+            for n, length in lengths.items()
+        ]
+        await asyncio.gather(tasks[1], tasks[2])
+        running = model.backend._engine._running
+        await model.until(lambda _: abs(running[0].slot.id - running[-1].slot.id) == 1)
+        return await asyncio.gather(*tasks)
+
+    answers = model.run(run())
+    for number in (0, 3):
+        alone = model.ask(STORY.format(number), max_tokens=60, **options)
+        check_near_tie(alone, answers[number])
+
+
 def test_a_common_prefix_is_reused(load: Callable[..., Any]) -> None:
     for shared in (False, True):
         model = load(n_ctx=1024, concurrency=2, kv_unified=shared)

@@ -59,12 +59,18 @@ class Batch:
     def __len__(self) -> int:
         return self._size
 
-    def clear(self) -> None:
+    def fill(self, parts: list[tuple[Sequence, int]]) -> None:
+        """Compose anew: of each answer, which has a slot, the next so many tokens.
+
+        The answers are put in the order of their slots, as llama.cpp needs them to compute them
+        together.
+        """
         self.parts.clear()
         self._size = 0
+        for sequence, length in sorted(parts, key=_slot_id):
+            self._add(sequence, length)
 
-    def add(self, sequence: Sequence, count: int) -> None:
-        """Add the next `count` tokens of an answer that has a slot."""
+    def _add(self, sequence: Sequence, count: int) -> None:
         assert sequence.slot is not None
         begin, end, fed = self._size, self._size + count, sequence.fed
         self._tokens[begin:end] = sequence.tokens[fed : fed + count]
@@ -90,3 +96,9 @@ class Batch:
         llama_cpp.llama_synchronize(context)
         for part in self.parts:
             part.sequence.fed += part.length
+
+
+def _slot_id(part: tuple[Sequence, int]) -> int:
+    slot = part[0].slot
+    assert slot is not None
+    return slot.id

@@ -3,6 +3,9 @@
 Each running answer has a slot: one of the context's sequence ids. With a split cache every slot
 has room for a whole context; with a shared one all slots take from one pool of cells. What an
 ended answer leaves in its slot is kept, and reused by a prompt that begins alike.
+
+llama.cpp computes a batch over a split cache in one go only where the sequence ids in it follow one
+another without a gap, so gaps between running answers are closed by moving one.
 """
 
 from __future__ import annotations
@@ -103,6 +106,13 @@ class Cache:
         self._evict(free)
         return True
 
+    def close_gaps(self) -> None:
+        """Let the ids of the running answers follow one another; needed by a split cache only."""
+        if self._shared:
+            return
+        while gaps := self._gaps():
+            self._move(self._outermost(), min(gaps, key=lambda slot: slot.last_use))
+
     def release(self, slot: Slot, tokens: Tokens) -> None:
         """Free a slot whose cache holds `tokens`."""
         slot.busy = False
@@ -119,11 +129,31 @@ class Cache:
         slot.busy = False
         self._clear(slot)
 
+    def _gaps(self) -> list[Slot]:
+        """Free slots between busy ones."""
+        busy = [slot.id for slot in self._slots if slot.busy]
+        if not busy:
+            return []
+        return [s for s in self._slots if not s.busy and min(busy) < s.id < max(busy)]
+
+    def _outermost(self) -> Slot:
+        """The first or the last busy slot: the one whose leaving closes more."""
+        busy = sorted((slot for slot in self._slots if slot.busy), key=lambda slot: slot.id)
+        below, above = busy[1].id - busy[0].id, busy[-1].id - busy[-2].id
+        return busy[0] if below > above else busy[-1]
+
+    def _move(self, busy: Slot, free: Slot) -> None:
+        """Bring a running answer into a free slot's place; what was kept there is lost."""
+        self._clear(free)
+        llama_cpp.llama_memory_seq_cp(self._memory, busy.id, free.id, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self._memory, busy.id, -1, -1)
+        busy.id, free.id = free.id, busy.id
+
     def _choose(self, free: list[Slot], tokens: Tokens) -> tuple[Slot, int]:
         """The free slot that shares the longest prefix; among equals the longest unused."""
-        ranked = [(_common_prefix(slot.kept, tokens), -slot.last_use, slot.id) for slot in free]
-        common, _, number = max(ranked)
-        return self._slots[number], common
+        ranked = [(_common_prefix(slot.kept, tokens), slot) for slot in free]
+        common, slot = max(ranked, key=lambda pair: (pair[0], -pair[1].last_use, -pair[1].id))
+        return slot, common
 
     def _trim(self, slot: Slot, length: int) -> int:
         """Cut a slot's cache to `length` tokens; 0 when the model cannot cut in the middle."""

@@ -185,6 +185,7 @@ class Engine:
         self._drop_cancelled()
         self._admit()
         self._make_room()
+        self._cache.close_gaps()
         self._compose()
         if self._batch.parts:
             self._decode()
@@ -228,17 +229,16 @@ class Engine:
             self._counts["preemptions"] += 1
 
     def _compose(self) -> None:
-        """Fill the next batch: every growing answer first, then prompts in their order."""
-        self._batch.clear()
+        """Fill the next batch: a token of every growing answer, then prompts in their order."""
         growing = [one for one in self._running if one.waiting_tokens == 1]
-        for sequence in growing:
-            self._batch.add(sequence, 1)
-        room = self._prompt_share(alone=not growing)
+        parts = [(one, 1) for one in growing]
+        room = min(self._prompt_share(alone=not growing), self._batch.capacity - len(growing))
         for sequence in self._running:
-            count = min(room, sequence.waiting_tokens, self._batch.capacity - len(self._batch))
+            count = min(room, sequence.waiting_tokens)
             if sequence.waiting_tokens > 1 and count > 0:
-                self._batch.add(sequence, count)
+                parts.append((sequence, count))
                 room -= count
+        self._batch.fill(parts)
 
     def _prompt_share(self, *, alone: bool) -> int:
         """Prompt tokens that one step may take, by how long they took so far."""
