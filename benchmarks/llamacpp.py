@@ -227,14 +227,15 @@ class Bench:
             self.table.add_column(title)
 
     async def run(self) -> None:
-        ours = await Ours(self.path, self.threads, EIGHT, kv_unified=False).load()
-        try:
-            await self.one_request(ours)
-            await self.eight_at_once(ours)
-            self.console.print(self.table)
-            await self.alone_and_in_company(ours)
-        finally:
-            await ours.backend.close()
+        keeping = await Ours(self.path, self.threads, EIGHT).load()
+        await self.one_request(keeping)
+        await keeping.backend.close()
+        # Bare llama_decode reuses no prompt, so neither does the backend from here on.
+        ours = await Ours(self.path, self.threads, EIGHT, cache_prompt=False).load()
+        await self.eight_at_once(ours)
+        self.console.print(self.table)
+        await self.alone_and_in_company(ours)
+        await ours.backend.close()
 
     async def prompt(self, ours: Ours, topic: str) -> str:
         message = {"role": "user", "content": f"Tell a long story about {topic}."}
@@ -281,7 +282,9 @@ class Bench:
 
     async def eight_at_once(self, ours: Ours) -> None:
         self.console.print(f"eight at once: {self.options.rounds} rounds")
-        shared = await Ours(self.path, self.threads, EIGHT, kv_unified=True).load()
+        shared = await Ours(
+            self.path, self.threads, EIGHT, cache_prompt=False, kv_unified=True
+        ).load()
         raw = Raw(ours, self.threads)
         rates: dict[str, list[float]] = {}
         answers: dict[str, list[Answer]] = {}
@@ -418,7 +421,7 @@ def main() -> None:
     sources = get_plugins().sources
     known = reference and scheme in sources
     path = sources.get(scheme).fetch(reference, print) if known else Path(options.model)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
     asyncio.run(Bench(options, path, console).run())
 

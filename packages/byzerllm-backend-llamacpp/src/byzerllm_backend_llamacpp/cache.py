@@ -69,7 +69,7 @@ class Cache:
         return sum(len(slot.kept) for slot in self._slots)
 
     def acquire(
-        self, tokens: Tokens, remaining: int, running: Iterable[int], *, reuse: bool
+        self, tokens: list[int], remaining: int, running: Iterable[int], *, reuse: bool
     ) -> tuple[Slot, int] | None:
         """A slot for `tokens`, and how many of them lie in its cache already.
 
@@ -89,7 +89,7 @@ class Cache:
         needed = len(tokens) + min(remaining, _HEADROOM) + sum(lengths) + len(lengths)
         if self._shared and lengths and needed > self._n_ctx:
             return None
-        slot, common = self._choose(free, tokens if reuse else _NONE)
+        slot, common = self._choose(free, np.asarray(tokens, np.int32) if reuse else _NONE)
         common = self._trim(slot, min(common, len(tokens) - 1))
         slot.kept, slot.busy = _NONE, True
         if self._shared:

@@ -17,8 +17,6 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from byzerllm.errors import BackendError, ByzerLLMError, RequestCancelledError
 from byzerllm.requests import GenerateChunk, TokenLogprob
 from byzerllm_backend_llamacpp.answer import Inbox, Sequence
@@ -206,7 +204,7 @@ class Engine:
         while self._waiting:
             sequence = self._waiting[0]
             granted = self._cache.acquire(
-                np.asarray(sequence.tokens, np.int32),
+                sequence.tokens,
                 sequence.limit - sequence.generated,
                 (len(one.tokens) for one in self._running),
                 reuse=sequence.reuse,

@@ -17,7 +17,9 @@ Numa = Literal["disabled", "distribute", "isolate", "numactl"]
 
 
 def _items(value: Any) -> Any:
-    """A list out of `a,b` or a JSON list, as the command line gives it."""
+    """A list out of a number, `a,b` or a JSON list, as the command line gives it."""
+    if isinstance(value, int | float):
+        return [value]
     if not isinstance(value, str):
         return value
     text = value.strip()
