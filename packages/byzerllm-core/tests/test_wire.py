@@ -18,15 +18,23 @@ from byzerllm.requests import (
     GenerateChunk,
     GenerateRequest,
     GenerateResult,
+    ImageRequest,
+    ImageResult,
     MetaRequest,
     ModelMeta,
     Request,
     RequestKind,
     Result,
     SamplingParams,
+    SpeechRequest,
+    SpeechResult,
     TokenizeRequest,
     TokenizeResult,
     TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    TranscribeRequest,
+    TranscribeResult,
     Usage,
 )
 from byzerllm.runtime.deployment import MASK, DeploymentSpec
@@ -50,17 +58,27 @@ REQUESTS: list[Request] = [
         id="1", messages=[{"role": "user", "content": "你好"}], sampling=SAMPLING, stream=True
     ),
     GenerateRequest(id="2", prompt="p", extra={"deep": {"er": [None, True, 1.5]}}),
+    GenerateRequest(id="7", messages=[], tools=[{"type": "function"}], tool_choice="required"),
+    SpeechRequest(id="8", text="你好", voice="v", format="wav", speed=1.5, stream=True),
+    ImageRequest(id="9", prompt="a cat", n=2, size="64x64"),
+    TranscribeRequest(id="10", audio=b"\x00\xff", language="en"),
     EmbedRequest(id="3", texts=["a", ""]),
     TokenizeRequest(id="4", text="t"),
     ApplyTemplateRequest(id="5", messages=[]),
     MetaRequest(id="6"),
 ]
 USAGE = Usage(prompt_tokens=1, completion_tokens=2)
+CALL = ToolCall(id="c", name="f", arguments="{}")
 LOGPROB = TokenLogprob(token="a", id=1, logprob=-0.5, top=[("b", 2, -1.5)])
 RESULTS: list[GenerateChunk | Result | Failure] = [
     GenerateChunk(text="你", token_ids=[1, 2], logprobs=[LOGPROB]),
     GenerateChunk(finish_reason="length", usage=USAGE, elapsed=1.5, first_token=0.5),
+    GenerateChunk(tool_calls=[ToolCallDelta(index=1, name="f", arguments='{"a"')], audio=b"\xff"),
     GenerateResult(text="t", finish_reason="stop", usage=USAGE, reasoning="hm"),
+    GenerateResult(text="", finish_reason="tool_calls", usage=USAGE, tool_calls=[CALL]),
+    SpeechResult(audio=b"\x00", format="wav", usage=USAGE),
+    ImageResult(images=[b"\x89PNG"], revised_prompt="a white cat"),
+    TranscribeResult(text="t", segments=[{"start": 0.0, "end": 1.5, "text": "t"}]),
     EmbedResult(vectors=[[0.1, -2.0]], usage=USAGE),
     TokenizeResult(token_ids=[7]),
     ApplyTemplateResult(text="<>"),

@@ -23,12 +23,28 @@ if TYPE_CHECKING:
         EmbedResult,
         GenerateChunk,
         GenerateRequest,
+        ImageRequest,
+        ImageResult,
         ModelMeta,
+        SpeechRequest,
+        TranscribeRequest,
+        TranscribeResult,
     )
     from byzerllm.runtime.deployment import DeploymentSpec
 
 Capability = Literal[
-    "chat", "completion", "embedding", "tokenize", "chat_template", "logprobs", "constrained"
+    "chat",
+    "completion",
+    "embedding",
+    "tokenize",
+    "chat_template",
+    "logprobs",
+    "constrained",
+    "tools",
+    "vision",
+    "speech",
+    "image",
+    "transcription",
 ]
 """What a backend can do; `CapabilityError` names the missing one."""
 
@@ -233,9 +249,9 @@ class Backend(abc.ABC):
                 `ModelLoadError` with its traceback.
         """
 
-    @abc.abstractmethod
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         """Answer a chat or a completion; the last chunk has `finish_reason` and `usage`."""
+        raise self._lacks("chat")
 
     @abc.abstractmethod
     async def meta(self) -> ModelMeta:
@@ -244,6 +260,18 @@ class Backend(abc.ABC):
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """One vector per text."""
         raise self._lacks("embedding")
+
+    def speak(self, request: SpeechRequest) -> AsyncIterator[GenerateChunk]:
+        """Speak a text: chunks of `audio`; the last one has `finish_reason` `stop`."""
+        raise self._lacks("speech")
+
+    async def draw(self, request: ImageRequest) -> ImageResult:
+        """Make images of a text."""
+        raise self._lacks("image")
+
+    async def transcribe(self, request: TranscribeRequest) -> TranscribeResult:
+        """Turn speech into text."""
+        raise self._lacks("transcription")
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""

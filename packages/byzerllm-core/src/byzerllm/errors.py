@@ -26,7 +26,23 @@
         ├── StreamInterruptedError       a stream broke after its first chunk; has `text`
         ├── RequestCancelledError        cancelled by `abort`, by its caller, or by an undeploy
         ├── RequestTimeoutError (TimeoutError)   no answer within the time limit
-        └── BackendError                 the engine raised; has `remote_traceback`
+        ├── BackendError                 the engine raised; has `remote_traceback`
+        └── ProviderError                the vendor of a hosted model refused or failed
+            ├── AuthenticationError          the key is missing, wrong or expired
+            ├── PermissionDeniedError        the key may not do this
+            ├── HostedModelNotFoundError (LookupError)  the vendor has no such model
+            ├── BadRequestError              the vendor does not take the request
+            ├── ContentFilteredError         the vendor's filter refused question or answer
+            ├── RateLimitedError             too many requests or tokens; has `retry_after`
+            ├── QuotaExceededError           the account has nothing left to spend
+            ├── ProviderOverloadedError      the vendor is full; may have `retry_after`
+            ├── ProviderUnavailableError     the vendor failed, or cannot be reached
+            ├── ProviderTimeoutError (TimeoutError)  the vendor was too slow
+            └── ProviderProtocolError        what came back is not what the vendor documents
+
+A ProviderError (and a ContextLengthError of a hosted model) has `vendor`, `vendor_model`, `status`
+(HTTP, or None), `vendor_request_id`, `vendor_code`, `vendor_message`, and `retryable`: whether the
+router may send the request again.
 
 Each one pickles and crosses Ray and the wire unchanged: an error is a message plus `details`,
 a dict of plain data whose entries can be read as attributes.
@@ -39,16 +55,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = [
+    "AuthenticationError",
     "BackendError",
+    "BadRequestError",
     "ByzerLLMError",
     "CapabilityError",
     "ClusterAuthenticationError",
     "ClusterError",
     "ClusterNotFoundError",
+    "ContentFilteredError",
     "ContextLengthError",
     "DeployError",
     "DuplicateNameError",
     "HookVersionError",
+    "HostedModelNotFoundError",
     "ModelExistsError",
     "ModelLoadError",
     "ModelNotFoundError",
@@ -56,8 +76,16 @@ __all__ = [
     "NotInstalledError",
     "OverloadedError",
     "ParameterError",
+    "PermissionDeniedError",
     "PluginError",
     "ProtocolError",
+    "ProviderError",
+    "ProviderOverloadedError",
+    "ProviderProtocolError",
+    "ProviderTimeoutError",
+    "ProviderUnavailableError",
+    "QuotaExceededError",
+    "RateLimitedError",
     "RequestCancelledError",
     "RequestError",
     "RequestTimeoutError",
@@ -222,6 +250,54 @@ class RequestTimeoutError(RequestError, TimeoutError):
 
 class BackendError(RequestError):
     """The engine raised; `remote_traceback` holds its traceback."""
+
+
+class ProviderError(RequestError):
+    """The vendor of a hosted model refused or failed."""
+
+
+class AuthenticationError(ProviderError):
+    """The vendor does not know the key."""
+
+
+class PermissionDeniedError(ProviderError):
+    """The key may not use this model or this call."""
+
+
+class HostedModelNotFoundError(ProviderError, LookupError):
+    """The vendor has no model of this name."""
+
+
+class BadRequestError(ProviderError):
+    """The vendor does not take the request as it is."""
+
+
+class ContentFilteredError(ProviderError):
+    """The vendor's content filter refused the question or the answer."""
+
+
+class RateLimitedError(ProviderError):
+    """Too many requests or tokens in a time. `retry_after`: seconds, where the vendor says it."""
+
+
+class QuotaExceededError(ProviderError):
+    """The account has nothing left to spend; waiting does not help."""
+
+
+class ProviderOverloadedError(ProviderError):
+    """The vendor has too much to do."""
+
+
+class ProviderUnavailableError(ProviderError):
+    """The vendor failed, or cannot be reached."""
+
+
+class ProviderTimeoutError(ProviderError, TimeoutError):
+    """The vendor did not answer in time."""
+
+
+class ProviderProtocolError(ProviderError):
+    """What came back is not what the vendor documents."""
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

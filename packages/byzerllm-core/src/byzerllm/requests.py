@@ -17,7 +17,17 @@ from msgspec import Meta, Struct
 from byzerllm.errors import ParameterError
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
-RequestKind = Literal["chat", "embedding", "tokenizer", "apply_chat_template", "meta"]
+Task = Literal["chat", "embedding", "speech", "image", "transcription"]
+RequestKind = Literal[
+    "chat",
+    "speech",
+    "image",
+    "transcription",
+    "embedding",
+    "tokenizer",
+    "apply_chat_template",
+    "meta",
+]
 """What a request is, as `setup_pin_model_worker_mapping` names it."""
 
 NonNegative = Annotated[float, Meta(ge=0)]
@@ -149,6 +159,8 @@ class GenerateRequest(Struct, kw_only=True, omit_defaults=True, tag="generate"):
         id: unique; `abort` takes it.
         messages: OpenAI's shape, rendered with the engine's own chat template.
         prompt: text that goes to the model as it is.
+        tools: function schemas in OpenAI's shape; for models whose meta says `tools`.
+        tool_choice: `auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`.
         stream: the caller reads chunks; else it gets one `GenerateResult`.
         extra: vendor parameters from `extra_request_params`, passed on unchecked.
     """
@@ -157,7 +169,57 @@ class GenerateRequest(Struct, kw_only=True, omit_defaults=True, tag="generate"):
     messages: list[dict[str, Any]] | None = None
     prompt: str | None = None
     sampling: SamplingParams = _DEFAULT
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
     stream: bool = False
+    extra: dict[str, Any] = {}
+
+
+class SpeechRequest(Struct, kw_only=True, omit_defaults=True, tag="speak"):
+    """A text to be spoken.
+
+    Attributes:
+        voice: a voice's name as the model knows it; empty is its default.
+        format: `mp3`, `wav`, `opus`, `pcm`, …, as far as the model can.
+        speed: 1.0 is the voice's own.
+        stream: the caller reads chunks with `audio`; else it gets one `SpeechResult`.
+    """
+
+    id: str
+    text: str
+    voice: str = ""
+    format: str = "mp3"
+    speed: float = 1.0
+    stream: bool = False
+    extra: dict[str, Any] = {}
+
+
+class ImageRequest(Struct, kw_only=True, omit_defaults=True, tag="draw"):
+    """A text to make images of. `size` is `WIDTHxHEIGHT` in pixels; empty is the model's own."""
+
+    id: str
+    prompt: str
+    n: Annotated[int, Meta(ge=1)] = 1
+    size: str = ""
+    quality: str = ""
+    extra: dict[str, Any] = {}
+
+
+class TranscribeRequest(Struct, kw_only=True, omit_defaults=True, tag="transcribe"):
+    """Speech to turn into text.
+
+    Attributes:
+        audio: the bytes of an audio file.
+        format: its format (`wav`, `mp3`, …); empty leaves it to the model to find out.
+        language: ISO 639-1; empty leaves it to the model to find out.
+        prompt: text that guides spelling and style.
+    """
+
+    id: str
+    audio: bytes
+    format: str = ""
+    language: str = ""
+    prompt: str = ""
     extra: dict[str, Any] = {}
 
 
@@ -189,7 +251,18 @@ class MetaRequest(Struct, kw_only=True, omit_defaults=True, tag="meta"):
     id: str
 
 
-Request = GenerateRequest | EmbedRequest | TokenizeRequest | ApplyTemplateRequest | MetaRequest
+Request = (
+    GenerateRequest
+    | SpeechRequest
+    | ImageRequest
+    | TranscribeRequest
+    | EmbedRequest
+    | TokenizeRequest
+    | ApplyTemplateRequest
+    | MetaRequest
+)
+StreamRequest = GenerateRequest | SpeechRequest
+"""What a caller may read chunk by chunk."""
 
 
 class TokenLogprob(Struct, kw_only=True, omit_defaults=True):
@@ -208,8 +281,41 @@ class Usage(Struct, kw_only=True, omit_defaults=True, frozen=True):
     completion_tokens: int = 0
 
 
+class ToolCall(Struct, kw_only=True, omit_defaults=True):
+    """A function that the model wants called. `arguments` is JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolCallDelta(Struct, kw_only=True, omit_defaults=True):
+    """A piece of a tool call in a stream: `id` and `name` come once, `arguments` in pieces.
+
+    Attributes:
+        index: which of the answer's tool calls, 0 first.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+def add_tool_calls(calls: list[ToolCall], deltas: list[ToolCallDelta]) -> None:
+    """Put the pieces of a chunk's tool calls to those that came before; changes `calls`."""
+    for delta in deltas:
+        while len(calls) <= delta.index:
+            calls.append(ToolCall(id="", name="", arguments=""))
+        call = calls[delta.index]
+        call.id = call.id or delta.id
+        call.name = call.name or delta.name
+        call.arguments += delta.arguments
+
+
 class GenerateChunk(Struct, kw_only=True, omit_defaults=True, tag="chunk"):
-    """The next piece of an answer. The last one has `finish_reason` and `usage`.
+    """The next piece of an answer, or of spoken `audio`. The last one has `finish_reason` and
+    `usage`.
 
     A backend never splits a character: `text` is whole Unicode. `elapsed` and `first_token`
     (seconds since the worker took the request) are filled in by the worker on the last chunk.
@@ -219,6 +325,8 @@ class GenerateChunk(Struct, kw_only=True, omit_defaults=True, tag="chunk"):
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] = []
     reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = []
+    audio: bytes = b""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     first_token: float = 0.0
@@ -234,7 +342,37 @@ class GenerateResult(Struct, kw_only=True, omit_defaults=True, tag="generated"):
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] = []
     reasoning: str = ""
+    tool_calls: list[ToolCall] = []
     first_token: float = 0.0
+    elapsed: float = 0.0
+
+
+class SpeechResult(Struct, kw_only=True, omit_defaults=True, tag="spoken"):
+    """A whole spoken text. Times in seconds; `first_token` is the first audio's."""
+
+    audio: bytes
+    format: str
+    usage: Usage = Usage()
+    first_token: float = 0.0
+    elapsed: float = 0.0
+
+
+class ImageResult(Struct, kw_only=True, omit_defaults=True, tag="drawn"):
+    """Images as the bytes of files of one `format`. `revised_prompt`: what was really drawn."""
+
+    images: list[bytes]
+    format: str = "png"
+    revised_prompt: str = ""
+    elapsed: float = 0.0
+
+
+class TranscribeResult(Struct, kw_only=True, omit_defaults=True, tag="transcribed"):
+    """What was said. `segments`: dicts with `start` and `end` (seconds) and `text`."""
+
+    text: str
+    language: str = ""
+    duration: float = 0.0
+    segments: list[dict[str, Any]] = []
     elapsed: float = 0.0
 
 
@@ -257,7 +395,9 @@ class ModelMeta(Struct, kw_only=True, tag="model_meta"):
     """What `get_meta` shows: the seed's keys, and what the client must know of a model.
 
     Attributes:
-        constrained: `json_schema` and `grammar` are honoured by constrained decoding.
+        task: what the model does.
+        constrained: `json_schema` is honoured by constrained decoding.
+        tools: the engine or the vendor takes `tools` and answers with tool calls.
         message_format: the engine takes messages in OpenAI's shape.
     """
 
@@ -271,6 +411,17 @@ class ModelMeta(Struct, kw_only=True, tag="model_meta"):
     embedding_mode: bool = False
     message_format: bool = True
     constrained: bool = False
+    tools: bool = False
+    task: Task = "chat"
 
 
-Result = GenerateResult | EmbedResult | TokenizeResult | ApplyTemplateResult | ModelMeta
+Result = (
+    GenerateResult
+    | SpeechResult
+    | ImageResult
+    | TranscribeResult
+    | EmbedResult
+    | TokenizeResult
+    | ApplyTemplateResult
+    | ModelMeta
+)

@@ -722,4 +722,9 @@ def _absolute(path: str) -> str:
 
 
 def _shown(meta: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in meta.items() if key != "constrained" or value}
+    """The seed's keys, and of the others those that say something."""
+    return {key: value for key, value in meta.items() if _PLAIN_META.get(key, _ABSENT) != value}
+
+
+_ABSENT = object()
+_PLAIN_META = {"constrained": False, "tools": False, "task": "chat"}

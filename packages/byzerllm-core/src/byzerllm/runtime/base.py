@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
-from byzerllm.requests import GenerateChunk, GenerateRequest, Request, Result
+from byzerllm.requests import GenerateChunk, ModelMeta, Request, Result, StreamRequest
 from byzerllm.runtime.deployment import DeploymentSpec
 
 Progress = Callable[[str, str], None]
@@ -23,12 +23,16 @@ class Runtime(Protocol):
         self, model: str, request: Request, *, pin: int | None = None, timeout: float
     ) -> Result: ...
 
+    def known_meta(self, model: str) -> ModelMeta | None: ...
+
+    async def meta(self, model: str, *, timeout: float) -> ModelMeta: ...
+
     def stream(
-        self, model: str, request: GenerateRequest, *, pin: int | None = None, timeout: float
+        self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
     ) -> AsyncIterator[GenerateChunk]: ...
 
     def stream_sync(
-        self, model: str, request: GenerateRequest, *, pin: int | None = None, timeout: float
+        self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
     ) -> Iterator[GenerateChunk]: ...
 
     def deploy(

@@ -111,6 +111,7 @@ class Deployment:
         return TableEntry(
             model=self.spec.model,
             version=self.version,
+            generation=self.generation,
             balancer=self.spec.balancer,
             retryable=self.backend.retryable,
             workers=[WorkerEntry(w.id, w.index) for w in self.ready_workers()],

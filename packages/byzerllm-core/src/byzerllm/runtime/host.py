@@ -32,12 +32,19 @@ from byzerllm.requests import (
     GenerateChunk,
     GenerateRequest,
     GenerateResult,
+    ImageRequest,
     Request,
     Result,
+    SpeechRequest,
+    SpeechResult,
+    StreamRequest,
     TokenizeRequest,
     TokenizeResult,
     TokenLogprob,
+    ToolCall,
+    TranscribeRequest,
     Usage,
+    add_tool_calls,
     generation_names,
 )
 from byzerllm.runtime.deployment import DeploymentSpec, backend_of, redact, redact_data
@@ -252,8 +259,14 @@ class Host:
         """The whole result of any request."""
         if isinstance(request, GenerateRequest):
             return await self._generate_whole(request)
+        if isinstance(request, SpeechRequest):
+            return await self._speak_whole(request)
         if isinstance(request, EmbedRequest):
             return await self._admitted(self.backend.embed, request)
+        if isinstance(request, ImageRequest):
+            return await self._admitted(self.backend.draw, request)
+        if isinstance(request, TranscribeRequest):
+            return await self._admitted(self.backend.transcribe, request)
         if isinstance(request, TokenizeRequest):
             return TokenizeResult(token_ids=await self.backend.tokenize(request.text))
         if isinstance(request, ApplyTemplateRequest):
@@ -261,13 +274,14 @@ class Host:
             return ApplyTemplateResult(text=text)
         return await self.backend.meta()
 
-    async def stream(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def stream(self, request: StreamRequest) -> AsyncIterator[GenerateChunk]:
         """Chunks as the backend makes them; the last one has its times filled in."""
-        self._check(request)
+        if isinstance(request, GenerateRequest):
+            self._check(request)
         await self.admission.enter()
         meter = Meter(self.counters)
         try:
-            async with aclosing(self.backend.generate(request)) as chunks:  # type: ignore[type-var]
+            async with aclosing(self._chunks(request)) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
                     meter.saw(chunk)
                     yield chunk
@@ -278,6 +292,11 @@ class Host:
         finally:
             self.admission.leave(meter.seconds())
 
+    def _chunks(self, request: StreamRequest) -> AsyncIterator[GenerateChunk]:
+        if isinstance(request, SpeechRequest):
+            return self.backend.speak(request)
+        return self.backend.generate(request)
+
     async def _generate_whole(self, request: GenerateRequest) -> GenerateResult:
         self._check(request)
         await self.admission.enter()
@@ -286,6 +305,7 @@ class Host:
         reasoning: list[str] = []
         token_ids: list[int] = []
         logprobs: list[TokenLogprob] = []
+        tool_calls: list[ToolCall] = []
         try:
             async with aclosing(self.backend.generate(request)) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
@@ -294,6 +314,7 @@ class Host:
                     reasoning.append(chunk.reasoning)
                     token_ids += chunk.token_ids
                     logprobs += chunk.logprobs
+                    add_tool_calls(tool_calls, chunk.tool_calls)
             last = meter.ended(self.spec)
         except Exception:
             self.counters.failed += 1
@@ -307,6 +328,23 @@ class Host:
             token_ids=token_ids,
             logprobs=logprobs,
             reasoning="".join(reasoning),
+            tool_calls=tool_calls,
+            first_token=last.first_token,
+            elapsed=last.elapsed,
+        )
+
+    async def _speak_whole(self, request: SpeechRequest) -> SpeechResult:
+        pieces: list[bytes] = []
+        last = None
+        async with aclosing(self.stream(request)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                pieces.append(chunk.audio)
+                last = chunk
+        assert last is not None
+        return SpeechResult(
+            audio=b"".join(pieces),
+            format=request.format,
+            usage=last.usage or Usage(),
             first_token=last.first_token,
             elapsed=last.elapsed,
         )
@@ -338,6 +376,7 @@ class Host:
         sampling = request.sampling
         for wanted, capability in (
             (sampling.json_schema is not None or sampling.grammar is not None, "constrained"),
+            (bool(request.tools), "tools"),
             (sampling.logprobs is not None, "logprobs"),
             (request.prompt is not None, "completion"),
         ):

@@ -21,21 +21,23 @@ from byzerllm.errors import (
     ModelNotFoundError,
     OverloadedError,
     ParameterError,
+    ProviderError,
     RequestTimeoutError,
 )
 from byzerllm.plugins import get_plugins
 from byzerllm.requests import (
     GenerateChunk,
-    GenerateRequest,
     MetaRequest,
     ModelMeta,
     Request,
     Result,
+    StreamRequest,
 )
 from byzerllm.runtime.background import background_loop
 from byzerllm.runtime.base import Progress
 from byzerllm.runtime.deployment import DeploymentSpec, resolve
 from byzerllm.runtime.host import Host
+from byzerllm.runtime.retries import VendorRetries
 from byzerllm.runtime.wire import to_error, to_failure
 
 
@@ -51,6 +53,7 @@ class LocalDeployment:
         self.views: list[WorkerView] = []
         self.picks = 0
         self.running: dict[str, asyncio.Task[Any]] = {}
+        self.meta: ModelMeta | None = None
 
     def pick(self, pin: int | None, tried: set[int]) -> int:
         views = [view for view in self.views if view.index not in tried]
@@ -88,8 +91,18 @@ class LocalRuntime:
     ) -> Result:
         return self._background.run(self._call(model, request, pin, timeout))
 
+    def known_meta(self, model: str) -> ModelMeta | None:
+        """What the model is, as it said when it was deployed."""
+        return self._get(model).meta
+
+    async def meta(self, model: str, *, timeout: float) -> ModelMeta:
+        """As `known_meta`, never None."""
+        known = self.known_meta(model)
+        assert known is not None
+        return known
+
     async def stream(
-        self, model: str, request: GenerateRequest, *, pin: int | None = None, timeout: float
+        self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
     ) -> AsyncIterator[GenerateChunk]:
         loop = asyncio.get_running_loop()
         ready: asyncio.Queue[GenerateChunk | BaseException | None] = asyncio.Queue()
@@ -118,7 +131,7 @@ class LocalRuntime:
             future.cancel()
 
     def stream_sync(
-        self, model: str, request: GenerateRequest, *, pin: int | None = None, timeout: float
+        self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
     ) -> Iterator[GenerateChunk]:
         return self._background.iterate(self._stream(model, request, pin, timeout))
 
@@ -187,13 +200,17 @@ class LocalRuntime:
 
     async def _call(self, model: str, request: Request, pin: int | None, timeout: float) -> Result:
         deployment = self._get(model)
+        end = time.monotonic() + timeout
+        retries = VendorRetries()
         with self._running(deployment, request):
             tried: set[int] = set()
             while True:
                 index = deployment.pick(pin, tried)
                 try:
-                    async with asyncio.timeout(timeout):
+                    async with asyncio.timeout(end - time.monotonic()):
                         return await deployment.hosts[index].answer(request)
+                except ProviderError as error:
+                    await asyncio.sleep(retries.pause(error, end - time.monotonic()))
                 except TimeoutError as error:
                     raise _timed_out(error, model, request, timeout) from None
                 except OverloadedError:
@@ -204,10 +221,12 @@ class LocalRuntime:
                     raise _named(error, deployment) from error
 
     async def _stream(
-        self, model: str, request: GenerateRequest, pin: int | None, timeout: float
+        self, model: str, request: StreamRequest, pin: int | None, timeout: float
     ) -> AsyncIterator[GenerateChunk]:
         deployment = self._get(model)
         end = time.monotonic() + timeout
+        retries = VendorRetries()
+        started = False
         with self._running(deployment, request):
             tried: set[int] = set()
             while True:
@@ -219,7 +238,12 @@ class LocalRuntime:
                                 chunk = await anext(chunks, None)
                             if chunk is None:
                                 return
+                            started = True
                             yield chunk
+                except ProviderError as error:
+                    if started:
+                        raise
+                    await asyncio.sleep(retries.pause(error, end - time.monotonic()))
                 except TimeoutError as error:
                     raise _timed_out(error, model, request, timeout) from None
                 except OverloadedError:
@@ -259,11 +283,12 @@ class LocalRuntime:
             await self._grow(new, spec.num_workers, progress)
         finally:
             self._loading.discard(asked.model)
+        meta = await new.hosts[0].answer(MetaRequest(id="deploy"))
+        assert isinstance(meta, ModelMeta)
+        new.meta = meta
         self._deployments[asked.model] = new
         if old is not None:
             await self._close(old, 0)
-        meta = await new.hosts[0].answer(MetaRequest(id="deploy"))
-        assert isinstance(meta, ModelMeta)
         return _meta_dict(meta)
 
     async def _grow(

@@ -30,15 +30,24 @@ from byzerllm.errors import (
     ModelNotFoundError,
     OverloadedError,
     ParameterError,
+    ProviderError,
     RequestTimeoutError,
     StreamInterruptedError,
     WorkerDiedError,
 )
 from byzerllm.plugins import get_plugins
-from byzerllm.requests import GenerateChunk, GenerateRequest, Request, Result
+from byzerllm.requests import (
+    GenerateChunk,
+    MetaRequest,
+    ModelMeta,
+    Request,
+    Result,
+    StreamRequest,
+)
 from byzerllm.runtime.background import background_loop
 from byzerllm.runtime.channel import Channel, LeaseKeeper, WorkerLost
 from byzerllm.runtime.cluster import NAMESPACE, get_controller, is_ray_client, require_ray
+from byzerllm.runtime.retries import VendorRetries
 from byzerllm.runtime.wire import (
     Failure,
     TableEntry,
@@ -101,6 +110,7 @@ class Attempts:
         self.gone: set[str] = set()
         self.full: set[str] = set()
         self.last_refusal: OverloadedError | None = None
+        self.vendor = VendorRetries()
 
     def left(self) -> float:
         """Seconds until the time limit; raises RequestTimeoutError past it."""
@@ -148,6 +158,7 @@ class Router:
         self.caller = uuid.uuid4().hex[:12]
         self._client = is_ray_client()
         self._routes: dict[str, Route] = {}
+        self._metas: dict[str, tuple[str, ModelMeta]] = {}
         self._lock = threading.Lock()
         self._keeper = LeaseKeeper(self.caller)
         self._picks = itertools.count(1)
@@ -173,6 +184,7 @@ class Router:
             if link is None:
                 await self._wait_for_workers(attempts.model, route, attempts)
                 continue
+            pause = 0.0
             try:
                 if attempts.dead and not await self._answers(link):
                     attempts.gone.add(link.view.id)
@@ -188,12 +200,16 @@ class Router:
                 attempts.worker_died(route, link, error)
             except OverloadedError as error:
                 attempts.refused(route, link, error)
+            except ProviderError as error:
+                pause = attempts.vendor.pause(error, attempts.left())
             except ModelNotFoundError as error:
                 if not error.details.get("draining"):
                     raise
                 route.stale = True
             finally:
                 self._release(link)
+            if pause:
+                await asyncio.sleep(pause)
 
     def call_sync(
         self, model: str, request: Request, *, pin: int | None = None, timeout: float
@@ -206,6 +222,7 @@ class Router:
             link = self._pick(route, attempts, pin)
         if route is None or link is None:
             return background_loop().run(self._call(attempts, pin))
+        pause = 0.0
         try:
             if link.view.in_flight == 1:
                 return self._send_alone_sync(route, link, attempts)
@@ -214,16 +231,39 @@ class Router:
             attempts.worker_died(route, link, error)
         except OverloadedError as error:
             attempts.refused(route, link, error)
+        except ProviderError as error:
+            pause = attempts.vendor.pause(error, attempts.left())
         except ModelNotFoundError as error:
             if not error.details.get("draining"):
                 raise
             route.stale = True
         finally:
             self._release(link)
+        if pause:
+            time.sleep(pause)
         return background_loop().run(self._call(attempts, pin))
 
+    def known_meta(self, model: str) -> ModelMeta | None:
+        """The meta of the deployment that this process last called, without asking anybody."""
+        route, known = self._routes.get(model), self._metas.get(model)
+        if route is None or route.stale or known is None or known[0] != route.entry.generation:
+            return None
+        return known[1]
+
+    async def meta(self, model: str, *, timeout: float) -> ModelMeta:
+        """What the model is; asked for once per deployment."""
+        known = self.known_meta(model)
+        if known is not None:
+            return known
+        meta = await self.call(model, MetaRequest(id=f"meta-{uuid.uuid4().hex}"), timeout=timeout)
+        assert isinstance(meta, ModelMeta)
+        route = self._routes.get(model)
+        if route is not None:
+            self._metas[model] = (route.entry.generation, meta)
+        return meta
+
     async def stream(
-        self, model: str, request: GenerateRequest, *, pin: int | None = None, timeout: float
+        self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
     ) -> AsyncIterator[GenerateChunk]:
         """Chunks as they come. Closing the iterator stops the generation in the worker.
 
@@ -239,6 +279,7 @@ class Router:
                 await self._wait_for_workers(model, route, attempts)
                 continue
             started = False
+            pause = 0.0
             try:
                 if attempts.dead and not await self._answers(link):
                     attempts.gone.add(link.view.id)
@@ -268,15 +309,21 @@ class Router:
                 attempts.worker_died(route, link, error)
             except OverloadedError as error:
                 attempts.refused(route, link, error)
+            except ProviderError as error:
+                if started:
+                    raise
+                pause = attempts.vendor.pause(error, attempts.left())
             except ModelNotFoundError as error:
                 if started or not error.details.get("draining"):
                     raise
                 route.stale = True
             finally:
                 self._release(link)
+            if pause:
+                await asyncio.sleep(pause)
 
     def stream_sync(
-        self, model: str, request: GenerateRequest, *, pin: int | None = None, timeout: float
+        self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
     ) -> Iterator[GenerateChunk]:
         """`stream` for synchronous code."""
         chunks = self.stream(model, request, pin=pin, timeout=timeout)

@@ -61,10 +61,11 @@ class WorkerEntry(Struct, array_like=True):
 
 
 class TableEntry(Struct, kw_only=True):
-    """A deployment in the routing table."""
+    """A deployment in the routing table. `generation` is another one after a redeployment."""
 
     model: str
     version: int
+    generation: str = ""
     balancer: str
     retryable: bool
     workers: list[WorkerEntry]
@@ -157,6 +158,9 @@ def kind_of(request: Request) -> RequestKind:
 
 _KINDS: dict[str, RequestKind] = {
     "GenerateRequest": "chat",
+    "SpeechRequest": "speech",
+    "ImageRequest": "image",
+    "TranscribeRequest": "transcription",
     "EmbedRequest": "embedding",
     "TokenizeRequest": "tokenizer",
     "ApplyTemplateRequest": "apply_chat_template",

@@ -24,7 +24,7 @@ import ray
 
 from byzerllm.errors import ModelNotFoundError
 from byzerllm.plugins import Plugins
-from byzerllm.requests import GenerateChunk, GenerateRequest, Request, Result
+from byzerllm.requests import GenerateChunk, Request, Result, StreamRequest
 from byzerllm.runtime.host import Host, decode_spec
 from byzerllm.runtime.wire import (
     Cancel,
@@ -38,6 +38,7 @@ LEASE_SECONDS = 0.9
 RENEW_SECONDS = 0.2
 IDLE_LEASE_SECONDS = 60.0
 STREAM_FRAME_SECONDS = 0.004
+STREAM_FRAME_SECONDS_EACH = 0.00006
 UNARY_FRAME_SECONDS = 0.001
 PULL_SECONDS = 5.0
 TASKS_AT_ONCE = 24
@@ -82,9 +83,18 @@ class WorkerChannel:
             await asyncio.sleep(pause)
         items, self._outbox = self._outbox, []
         self._ready.clear()
-        interval = STREAM_FRAME_SECONDS if self.streams else UNARY_FRAME_SECONDS
-        self._next_frame = time.monotonic() + interval
+        self._next_frame = time.monotonic() + self._interval()
         return items
+
+    def _interval(self) -> float:
+        """Seconds between frames: a frame costs the same however much is in it, so many streams
+        share fewer of them."""
+        if not self.streams:
+            return UNARY_FRAME_SECONDS
+        return min(
+            STREAM_FRAME_SECONDS + self.streams * STREAM_FRAME_SECONDS_EACH,
+            2 * STREAM_FRAME_SECONDS,
+        )
 
     def close(self, reason: str) -> None:
         self.closed = True
@@ -232,11 +242,11 @@ class Worker:
             channel.close("its caller closed the channel")
 
     async def _serve(self, channel: WorkerChannel, number: int, request: Request) -> None:
-        streaming = isinstance(request, GenerateRequest) and request.stream
+        streaming = isinstance(request, StreamRequest) and request.stream
         channel.streams += streaming
         try:
             self._refuse_if_draining()
-            if isinstance(request, GenerateRequest) and request.stream:
+            if isinstance(request, StreamRequest) and request.stream:
                 async with contextlib.aclosing(self._host.stream(request)) as chunks:  # type: ignore[type-var]
                     async for chunk in chunks:
                         channel.put(number, chunk)
