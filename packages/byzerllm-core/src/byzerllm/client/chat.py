@@ -12,13 +12,15 @@ import msgspec
 
 from byzerllm.client.settings import ModelSettings
 from byzerllm.client.types import LLMResponse, Metadata
-from byzerllm.errors import ContextLengthError, ParameterError
+from byzerllm.errors import ContextLengthError
 from byzerllm.messages import normalise, text_of, with_image
 from byzerllm.requests import (
     GenerateChunk,
     GenerateRequest,
     GenerateResult,
     SamplingParams,
+    SpeechRequest,
+    StreamRequest,
     TokenLogprob,
     Usage,
 )
@@ -57,7 +59,7 @@ def build_request(
         ParameterError, TemplateError, ContextLengthError: before anything is sent.
     """
     messages = normalise(conversations)
-    config, image = _without_image(llm_config)
+    config, image = without_image(llm_config)
     if image is not None:
         messages = with_image(messages, image)
     sampling = _sampling(settings, config)
@@ -75,7 +77,8 @@ def build_request(
     return request
 
 
-def _without_image(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+def without_image(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+    """An `llm_config` and the seed's `image` in it."""
     for key in ("image", "gen.image", "generation.image"):
         if key in config:
             return {k: v for k, v in config.items() if k != key}, config[key]
@@ -144,6 +147,15 @@ def to_response(
     )
     if result.logprobs:
         metadata["logprobs"] = [_logprob(item) for item in result.logprobs]
+    if result.tool_calls:
+        metadata["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in result.tool_calls
+        ]
     text = result.text if settings.template is None else settings.template.clean(result.text)
     return LLMResponse(output=text, input=prompt_text(request), metadata=metadata)
 
@@ -159,12 +171,13 @@ class StreamReader:
 
     def __init__(
         self,
-        request: GenerateRequest,
+        request: StreamRequest,
         model: str,
         delta_mode: bool,
         clean: Callable[[str], str] | None = None,
     ) -> None:
         self.metadata = _metadata(request, model)
+        self._speaks = isinstance(request, SpeechRequest)
         self._delta = delta_mode
         self._clean = None if clean is unchanged else clean
         self._partial: Callable[[str], str] | None = getattr(clean, "partial", self._clean)
@@ -174,10 +187,10 @@ class StreamReader:
         self._start = time.monotonic()
         self._first = 0.0
 
-    def read(self, chunk: GenerateChunk) -> str | None:
-        """The text that the user sees next; None when the chunk brings none."""
+    def read(self, chunk: GenerateChunk) -> str | bytes | None:
+        """The text (or the audio) that the user sees next; None when the chunk brings none."""
         metadata = self.metadata
-        if not self._first and (chunk.text or chunk.reasoning):
+        if not self._first and (chunk.text or chunk.reasoning or chunk.audio):
             self._first = time.monotonic() - self._start
             metadata["first_token_time"] = self._first
         if chunk.reasoning:
@@ -197,6 +210,8 @@ class StreamReader:
                 first_token=self._first,
                 reasoning=self._reasoning,
             )
+        if self._speaks:
+            return chunk.audio or None
         if self._clean is None:
             text = chunk.text if self._delta else self._whole
             return text if chunk.text or chunk.reasoning or last else None
@@ -218,7 +233,7 @@ class StreamReader:
         return text[len(before) :]
 
 
-def _metadata(request: GenerateRequest, model: str) -> Metadata:
+def _metadata(request: StreamRequest, model: str) -> Metadata:
     return Metadata(
         request_id=request.id,
         model=model,
@@ -253,13 +268,3 @@ def _fill(
 def _logprob(item: TokenLogprob) -> dict[str, Any]:
     top = [{"token": text, "id": id_, "logprob": value} for text, id_, value in item.top]
     return {"token": item.token, "id": item.id, "logprob": item.logprob, "top_logprobs": top}
-
-
-def check_unsupported(**given: Any) -> None:
-    """Raises ParameterError for parameters of `chat_oai` that this version does not have yet."""
-    asked = sorted(name for name, value in given.items() if value)
-    if asked:
-        raise ParameterError(
-            f"chat_oai: {', '.join(asked)} cannot be used yet: function calling, pydantic answers "
-            "and generated functions come with the next release of byzerllm-core"
-        )

@@ -1,8 +1,8 @@
 """Chats that take several steps: tool calls, pydantic answers, generated functions.
 
 Such a chat is written once, as a generator that yields what it needs done and is sent what came of
-it; `ByzerLLM` drives it, from synchronous and from asynchronous code alike. (The pattern is known as
-sans-I/O: https://sans-io.readthedocs.io.)
+it; `ByzerLLM` drives it, from synchronous and from asynchronous code alike. The pattern is known
+as sans-I/O (https://sans-io.readthedocs.io).
 """
 
 from __future__ import annotations

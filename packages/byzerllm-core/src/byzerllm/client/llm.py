@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -14,10 +15,18 @@ from byzerllm.client.chat import (
     Conversations,
     StreamReader,
     build_request,
-    check_unsupported,
     new_request_id,
     prompt_text,
     to_response,
+    without_image,
+)
+from byzerllm.client.exchange import Conversation, Exchange, drive, drive_async
+from byzerllm.client.media import (
+    MediaResult,
+    media_of,
+    media_request,
+    media_responses,
+    speech_request,
 )
 from byzerllm.client.observers import Observers
 from byzerllm.client.settings import ModelSettings, Settings, checked_setting
@@ -30,7 +39,7 @@ from byzerllm.client.types import (
     StreamItem,
 )
 from byzerllm.errors import ParameterError, TemplateError
-from byzerllm.messages import normalise
+from byzerllm.messages import normalise, with_image
 from byzerllm.plugins import get_plugins
 from byzerllm.requests import (
     ApplyTemplateRequest,
@@ -46,6 +55,7 @@ from byzerllm.requests import (
     RequestKind,
     Result,
     SamplingParams,
+    StreamRequest,
     TokenizeRequest,
     TokenizeResult,
 )
@@ -395,11 +405,22 @@ class ByzerLLM:
         llm_config: Mapping[str, Any] = {},
         only_return_prompt: bool = False,
         extra_request_params: Mapping[str, Any] = {},
-    ) -> list[LLMResponse]:
+    ) -> list[Any]:
         """Answer a conversation.
 
         Args:
             conversations: messages in OpenAI's shape, or one string. Never changed.
+            tools: functions (or dicts in OpenAI's shape) that the model may call.
+            tool_choice: a function or its name that must be called; `auto` (the default),
+                `required`, `none`.
+            execute_tool: call what the model chose, and return what came of it in `values`.
+            func_params: values for parameters of the tools that the model shall not see.
+            response_class: a pydantic class or any other type; the answer's `value` is one.
+            response_after_chat: let the model answer in words first, and make the `value` of them.
+            impl_func: an empty function that the model writes for this question; it returns a
+                `response_class`.
+            execute_impl_func: run the written function, in the sandbox.
+            impl_func_params: its arguments.
             enable_default_sys_message: let a template add its default system message.
             model: the name; None is the default model.
             role_mapping: role names for the model's template, this once.
@@ -409,19 +430,36 @@ class ByzerLLM:
                 `timeout` (seconds) are taken out of it.
 
         Returns:
-            a list of one LLMResponse.
+            a list of one LLMResponse; of one LLMFunctionCallResponse with `tools`, of one
+            LLMClassResponse with `response_class` or `impl_func`. A model that speaks or draws
+            answers in base64 text, one response per image.
 
         Raises:
-            ByzerLLMError: see `byzerllm.errors`.
+            ByzerLLMError: see `byzerllm.errors`. An answer that cannot be used is no error: the
+                metadata has the `reason`.
         """
-        if tools or tool_choice or execute_tool or impl_func or response_class:
-            check_unsupported(
-                tools=tools,
-                tool_choice=tool_choice,
-                execute_tool=execute_tool,
-                impl_func=impl_func,
-                response_class=response_class,
-            )
+        plan = _plan(
+            tools, tool_choice, execute_tool, func_params, response_class, response_after_chat,
+            impl_func, impl_func_params, execute_impl_func,
+        )  # fmt: skip
+        if plan is not None:
+            name = self._model(model)
+            conversation = self._conversation(
+                name, self._meta(name), conversations, llm_config, role_mapping,
+                extra_request_params, default_system=enable_default_sys_message,
+            )  # fmt: skip
+            exchange = plan(conversation)
+            if only_return_prompt:
+                return _first_prompt(exchange)
+            limit = _timeout(extra_request_params)
+            return drive(exchange, lambda request: _generated(self._call(name, request, limit)))
+        media = media_of(conversations)
+        if media is not None:
+            name = self._model(model)
+            spoken = media_request(self._meta(name).task, media, extra_request_params)
+            if spoken is not None:
+                made = self._call(name, spoken, _timeout(extra_request_params))
+                return media_responses(spoken, _media(made), name)
         name, request, settings = self._request(
             conversations, model, llm_config, role_mapping, extra_request_params,
             default_system=enable_default_sys_message,
@@ -449,16 +487,34 @@ class ByzerLLM:
         llm_config: Mapping[str, Any] = {},
         only_return_prompt: bool = False,
         extra_request_params: Mapping[str, Any] = {},
-    ) -> list[LLMResponse]:
+    ) -> list[Any]:
         """`chat_oai` for asynchronous code; cancelling the task stops the generation."""
-        if tools or tool_choice or execute_tool or impl_func or response_class:
-            check_unsupported(
-                tools=tools,
-                tool_choice=tool_choice,
-                execute_tool=execute_tool,
-                impl_func=impl_func,
-                response_class=response_class,
-            )
+        plan = _plan(
+            tools, tool_choice, execute_tool, func_params, response_class, response_after_chat,
+            impl_func, impl_func_params, execute_impl_func,
+        )  # fmt: skip
+        if plan is not None:
+            name = self._model(model)
+            conversation = self._conversation(
+                name, await self._async_meta(name), conversations, llm_config, role_mapping,
+                extra_request_params, default_system=enable_default_sys_message,
+            )  # fmt: skip
+            exchange = plan(conversation)
+            if only_return_prompt:
+                return _first_prompt(exchange)
+            limit = _timeout(extra_request_params)
+
+            async def ask(request: GenerateRequest) -> GenerateResult:
+                return _generated(await self._async_call(name, request, limit))
+
+            return await drive_async(exchange, ask)
+        media = media_of(conversations)
+        if media is not None:
+            name = self._model(model)
+            spoken = media_request((await self._async_meta(name)).task, media, extra_request_params)
+            if spoken is not None:
+                made = await self._async_call(name, spoken, _timeout(extra_request_params))
+                return media_responses(spoken, _media(made), name)
         name, request, settings = self._request(
             conversations, model, llm_config, role_mapping, extra_request_params,
             default_system=enable_default_sys_message,
@@ -490,9 +546,15 @@ class ByzerLLM:
         Raises:
             StreamInterruptedError: the worker died after the first piece; has the `text`.
         """
-        name, request, _ = self._request(
-            conversations, model, llm_config, role_mapping, extra_request_params, stream=True
-        )
+        name = self._model(model)
+        request: StreamRequest | None = None
+        media = media_of(conversations)
+        if media is not None:
+            request = speech_request(self._meta(name).task, media, extra_request_params)
+        if request is None:
+            _, request, _ = self._request(
+                conversations, name, llm_config, role_mapping, extra_request_params, stream=True
+            )
         return self._stream(name, request, delta_mode, _timeout(extra_request_params))
 
     def async_stream_chat_oai(
@@ -505,10 +567,31 @@ class ByzerLLM:
         extra_request_params: Mapping[str, Any] = {},
     ) -> AsyncIterator[StreamItem]:
         """`stream_chat_oai` for asynchronous code: `async for text, metadata in …`."""
-        name, request, _ = self._request(
-            conversations, model, llm_config, role_mapping, extra_request_params, stream=True
+        name = self._model(model)
+        _, request, _ = self._request(
+            conversations, name, llm_config, role_mapping, extra_request_params, stream=True
         )
-        return self._async_stream(name, request, delta_mode, _timeout(extra_request_params))
+        limit = _timeout(extra_request_params)
+        media = media_of(conversations)
+        if media is None:
+            return self._async_stream(name, request, delta_mode, limit)
+        return self._async_speech(name, media, request, delta_mode, extra_request_params, limit)
+
+    async def _async_speech(
+        self,
+        name: str,
+        media: Mapping[str, Any],
+        chat: GenerateRequest,
+        delta: bool,
+        extra: Mapping[str, Any],
+        limit: float | None,
+    ) -> AsyncIterator[StreamItem]:
+        """The stream of what has the form of a speech request, which only the model can tell."""
+        meta = await self._async_meta(name)
+        request = speech_request(meta.task, media, extra) or chat
+        async with aclosing(self._async_stream(name, request, delta, limit)) as items:  # type: ignore[type-var]
+            async for item in items:
+                yield item
 
     # Embeddings and the tokenizer.
 
@@ -595,6 +678,39 @@ class ByzerLLM:
         )
         return name, request, settings
 
+    def _conversation(
+        self,
+        name: str,
+        meta: ModelMeta,
+        conversations: Conversations,
+        llm_config: Mapping[str, Any],
+        role_mapping: Mapping[str, str] | None,
+        extra: Mapping[str, Any],
+        *,
+        default_system: bool,
+    ) -> Conversation:
+        config, image = without_image(llm_config)
+        messages = normalise(conversations)
+        return Conversation(
+            model=name,
+            settings=self._settings.of(name),
+            meta=meta,
+            messages=with_image(messages, image) if image is not None else messages,
+            config=config,
+            extra=extra,
+            role_mapping=role_mapping,
+            default_system=default_system,
+        )
+
+    def _meta(self, model: str) -> ModelMeta:
+        """What the model is, from memory where this process has called it before."""
+        runtime = self._runtime
+        known = runtime.known_meta(model)
+        return known or background_loop().run(runtime.meta(model, timeout=self._settings.timeout))
+
+    async def _async_meta(self, model: str) -> ModelMeta:
+        return await self._runtime.meta(model, timeout=self._settings.timeout)
+
     def _call(self, model: str, request: Request, timeout: float | None = None) -> Result:
         limit = timeout or self._settings.timeout
         pin = self._settings.pins.get(kind_of(request)) if self._settings.pins else None
@@ -624,7 +740,7 @@ class ByzerLLM:
             )
 
     def _stream(
-        self, model: str, request: GenerateRequest, delta: bool, timeout: float | None
+        self, model: str, request: StreamRequest, delta: bool, timeout: float | None
     ) -> Iterator[StreamItem]:
         observers = Observers(model, request, enabled=self._observes())
         reader = self._reader(model, request, delta)
@@ -634,7 +750,7 @@ class ByzerLLM:
         with observers:
             chunks = self._runtime.stream_sync(
                 model,
-                observers.generate_request(),
+                observers.stream_request(),
                 pin=self._settings.pins.get("chat"),
                 timeout=timeout or self._settings.timeout,
             )
@@ -645,7 +761,7 @@ class ByzerLLM:
                         yield StreamItem(text, reader.metadata)
 
     async def _async_stream(
-        self, model: str, request: GenerateRequest, delta: bool, timeout: float | None
+        self, model: str, request: StreamRequest, delta: bool, timeout: float | None
     ) -> AsyncIterator[StreamItem]:
         observers = Observers(model, request, enabled=self._observes())
         reader = self._reader(model, request, delta)
@@ -656,7 +772,7 @@ class ByzerLLM:
         with observers:
             chunks = self._runtime.stream(
                 model,
-                observers.generate_request(),
+                observers.stream_request(),
                 pin=self._settings.pins.get("chat"),
                 timeout=timeout or self._settings.timeout,
             )
@@ -666,7 +782,7 @@ class ByzerLLM:
                     if text is not None:
                         yield StreamItem(text, reader.metadata)
 
-    def _reader(self, model: str, request: GenerateRequest, delta: bool) -> StreamReader:
+    def _reader(self, model: str, request: StreamRequest, delta: bool) -> StreamReader:
         template = self._settings.of(model).template
         return StreamReader(request, model, delta, template.clean if template else None)
 
@@ -674,6 +790,83 @@ class ByzerLLM:
         if self._observed is None:
             self._observed = get_plugins().observes_requests() or self.verbose
         return self._observed
+
+
+Plan = Callable[[Conversation], Exchange]
+
+
+def _plan(
+    tools: Sequence[Any],
+    tool_choice: Any,
+    execute_tool: bool,
+    func_params: Mapping[str, Any] | None,
+    response_class: Any,
+    response_after_chat: bool,
+    impl_func: Any,
+    impl_func_params: Mapping[str, Any] | None,
+    execute_impl_func: bool,
+) -> Plan | None:
+    """Which kind of chat is asked for; None for a plain one.
+
+    Raises:
+        ParameterError: two kinds at once, or a parameter of a kind that is not asked for.
+    """
+    if impl_func is not None:
+        if tools or tool_choice is not None:
+            raise ParameterError("chat_oai takes tools or impl_func, not both")
+        from byzerllm.client.implement import implement_exchange
+
+        return functools.partial(
+            implement_exchange,
+            func=impl_func,
+            params=impl_func_params,
+            execute=execute_impl_func,
+            response_class=response_class,
+        )
+    _refuse_alone(
+        "impl_func", execute_impl_func=execute_impl_func, impl_func_params=impl_func_params
+    )
+    if tools or callable(tool_choice):
+        if response_class is not None:
+            raise ParameterError(
+                "chat_oai takes tools or response_class, not both; ask for the class in a second "
+                "call with what the tools returned"
+            )
+        from byzerllm.client.tools import Toolbox, function_exchange
+
+        toolbox = Toolbox.of(tools, tool_choice, func_params)
+        return functools.partial(function_exchange, toolbox=toolbox, execute=execute_tool)
+    _refuse_alone("tools", execute_tool=execute_tool, func_params=func_params)
+    if tool_choice not in (None, "auto", "none"):
+        raise ParameterError("tool_choice needs tools", parameter="tool_choice")
+    if response_class is not None:
+        from byzerllm.client.schema import type_adapter
+        from byzerllm.client.structured import structured_exchange
+
+        type_adapter(response_class)
+        return functools.partial(
+            structured_exchange, response_class=response_class, after_chat=response_after_chat
+        )
+    _refuse_alone("response_class", response_after_chat=response_after_chat)
+    return None
+
+
+def _refuse_alone(needed: str, **given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            raise ParameterError(f"{name} needs {needed}", parameter=name)
+
+
+def _first_prompt(exchange: Exchange) -> list[LLMResponse]:
+    step = next(exchange)
+    exchange.close()
+    assert isinstance(step, GenerateRequest)
+    return [LLMResponse(output="", input=prompt_text(step))]
+
+
+def _media(result: Result) -> MediaResult:
+    assert isinstance(result, MediaResult)
+    return result
 
 
 def _answered(answer: Result, reader: StreamReader) -> Iterator[StreamItem]:

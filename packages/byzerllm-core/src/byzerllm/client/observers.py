@@ -16,10 +16,17 @@ from byzerllm.requests import (
     EmbedResult,
     GenerateRequest,
     GenerateResult,
+    ImageRequest,
+    ImageResult,
     MetaRequest,
     ModelMeta,
+    SpeechRequest,
+    SpeechResult,
+    StreamRequest,
     TokenizeRequest,
     TokenizeResult,
+    TranscribeRequest,
+    TranscribeResult,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +35,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("byzerllm.client")
 _RESULTS: dict[type[Any], type[Any]] = {
     GenerateRequest: GenerateResult,
+    SpeechRequest: SpeechResult,
+    ImageRequest: ImageResult,
+    TranscribeRequest: TranscribeResult,
     EmbedRequest: EmbedResult,
     TokenizeRequest: TokenizeResult,
     ApplyTemplateRequest: ApplyTemplateResult,
@@ -69,8 +79,8 @@ class Observers:
                 f"instead, or a {_RESULTS[kind].__name__}"
             )
 
-    def generate_request(self) -> GenerateRequest:
-        assert isinstance(self.request, GenerateRequest)
+    def stream_request(self) -> StreamRequest:
+        assert isinstance(self.request, StreamRequest)
         return self.request
 
     def ended(self, result: Result) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,10 @@ from byzerllm.templates import Template, Templates
 
 __all__ = [
     "Embeddings",
+    "FunctionCall",
     "InferBackend",
+    "LLMClassResponse",
+    "LLMFunctionCallResponse",
     "LLMHistoryItem",
     "LLMRequest",
     "LLMResponse",
@@ -128,3 +132,82 @@ class Embeddings(list[LLMResponse]):
     def vectors(self) -> Iterator[list[float]]:
         for response in self:
             yield response.output
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """A tool call as the model asked for it, its arguments validated.
+
+    Attributes:
+        id: what a `tool` message of a conversation refers to.
+        arguments: by parameter name.
+    """
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass
+class LLMFunctionCallResponse:
+    """What `chat_oai` returns with `tools`.
+
+    Attributes:
+        response: the model's answer.
+        values: what the called tools returned, in the order of `tool_calls`; empty when no tool
+            was chosen, or `execute_tool` is false.
+        metadata: as the response's; `reason` says why calls are missing.
+        tool_calls: what the model wants called.
+    """
+
+    response: LLMResponse
+    values: list[Any]
+    metadata: Metadata
+    tool_calls: list[FunctionCall] = field(default_factory=list)
+
+    @property
+    def output(self) -> Any:
+        return self.response.output
+
+    @property
+    def input(self) -> Any:
+        return self.response.input
+
+    def message(self) -> dict[str, Any]:
+        """The answer as a message for the next round of the conversation, in OpenAI's shape."""
+        calls = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "arguments": json.dumps(call.arguments, ensure_ascii=False, default=str),
+                },
+            }
+            for call in self.tool_calls
+        ]
+        message: dict[str, Any] = {"role": "assistant", "content": self.output or None}
+        return {**message, "tool_calls": calls} if calls else message
+
+
+@dataclass
+class LLMClassResponse:
+    """What `chat_oai` returns with `response_class` or `impl_func`.
+
+    Attributes:
+        response: the model's answer.
+        value: the instance, or None; `metadata` has the `reason` then.
+        metadata: as the response's.
+    """
+
+    response: LLMResponse
+    value: Any
+    metadata: Metadata
+
+    @property
+    def output(self) -> Any:
+        return self.response.output
+
+    @property
+    def input(self) -> Any:
+        return self.response.input
