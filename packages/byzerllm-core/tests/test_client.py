@@ -376,14 +376,6 @@ def test_context_of_the_model(deploy: Deploy) -> None:
         llm.chat_oai(WORDS)
 
 
-def test_not_built_yet(llm: ByzerLLM) -> None:
-    def tool() -> None: ...
-
-    for given in ({"tools": [tool]}, {"response_class": dict}, {"impl_func": tool}):
-        with pytest.raises(ParameterError, match=f"{next(iter(given))} cannot be used yet"):
-            llm.chat_oai("hi", **given)  # type: ignore[arg-type]
-
-
 def test_a_failing_engine(deploy: Deploy) -> None:
     llm = deploy(fail_at=2)
     with pytest.raises(BackendError, match="told to fail at chunk 2"):
@@ -470,8 +462,8 @@ def test_async_forms(llm: ByzerLLM) -> None:
         assert items[0].metadata.finish_reason == "stop"
         prompt = await llm.async_chat_oai("hi", only_return_prompt=True)
         assert prompt[0].input == "hi"
-        with pytest.raises(ParameterError, match="cannot be used yet"):
-            await llm.async_chat_oai("hi", tools=[print])
+        with pytest.raises(ParameterError, match="execute_tool needs tools"):
+            await llm.async_chat_oai("hi", execute_tool=True)
 
     asyncio.run(ask())
 

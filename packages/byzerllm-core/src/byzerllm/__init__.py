@@ -6,13 +6,21 @@ engine.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from byzerllm.lazy import lazy_names
 
 if TYPE_CHECKING:
     from byzerllm.backend import Backend, BackendContext, BackendSpec, Parameters, Placement
     from byzerllm.client import ByzerLLM
-    from byzerllm.client.types import InferBackend, LLMHistoryItem, LLMRequest, LLMResponse
+    from byzerllm.client.types import (
+        InferBackend,
+        LLMClassResponse,
+        LLMFunctionCallResponse,
+        LLMHistoryItem,
+        LLMRequest,
+        LLMResponse,
+    )
     from byzerllm.errors import ByzerLLMError
     from byzerllm.hookspecs import HOOK_API_VERSION, hookimpl
     from byzerllm.runtime.cluster import connect_cluster
@@ -28,6 +36,8 @@ _HOMES = {
     "ByzerLLMError": "byzerllm.errors",
     "HOOK_API_VERSION": "byzerllm.hookspecs",
     "InferBackend": "byzerllm.client.types",
+    "LLMClassResponse": "byzerllm.client.types",
+    "LLMFunctionCallResponse": "byzerllm.client.types",
     "LLMHistoryItem": "byzerllm.client.types",
     "LLMRequest": "byzerllm.client.types",
     "LLMResponse": "byzerllm.client.types",
@@ -47,6 +57,8 @@ __all__ = [
     "ByzerLLM",
     "ByzerLLMError",
     "InferBackend",
+    "LLMClassResponse",
+    "LLMFunctionCallResponse",
     "LLMHistoryItem",
     "LLMRequest",
     "LLMResponse",
@@ -60,12 +72,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'byzerllm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

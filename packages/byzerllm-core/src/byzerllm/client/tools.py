@@ -265,13 +265,14 @@ def _prompted(conversation: Conversation, toolbox: Toolbox) -> list[Message]:
     plain = replace(conversation, messages=text_messages(conversation.messages))
     if toolbox.choice == "none":
         return plain.messages
-    ask: Callable[..., str]
-    ask = conversation.settings.formats.get("function_calling", function_calling_format)
+    custom = conversation.settings.formats.get("function_calling")
+    choice = toolbox.choice if toolbox.forced else None
+    if custom is None:
+        offered = [tool.schema.openai() for tool in toolbox.tools.values()]
+        return plain.asking(function_calling_format(plain.question, offered, choice))
     chosen = toolbox.tools.get(toolbox.choice)
-    choice = chosen.function if chosen is not None else None
-    if choice is None and toolbox.forced:
-        return plain.asking(ask(plain.question, toolbox.offered, toolbox.choice))
-    return plain.asking(ask(plain.question, toolbox.offered, choice))
+    function = chosen.function if chosen is not None else None
+    return plain.asking(custom(plain.question, toolbox.offered, function or choice))
 
 
 Found = list[tuple[str, str, Any]]
