@@ -42,6 +42,7 @@ class EchoParameters(Parameters):
     fail_at: int = Field(-1, description="generation raises before this chunk; -1: never")
     crash_on: str = Field("", description="a question of this text ends the worker's process")
     timestamps: bool = Field(False, description="each chunk is the time that it was made at")
+    answer: str = Field("", description="the answer to everything; empty: the question")
     context: int = Field(100_000, ge=1, description="words that a prompt may have")
 
 
@@ -74,6 +75,9 @@ class EchoBackend(Backend):
                 f"the prompt has {len(words)} words, the context holds {given.context}"
             )
         prompt_tokens = len(words)
+        if given.answer:
+            question = given.answer
+            words = _WORD.findall(question)
         stops = request.sampling.stop
         if stops and not given.chunks and not given.timestamps:
             question = _until(question, stops)
