@@ -3,7 +3,7 @@
     ByzerLLMError
     ├── UsageError (ValueError)          the call itself is wrong; nothing was sent
     │   ├── ParameterError               an unknown or malformed parameter
-    │   ├── TemplateError                a chat template is missing or cannot be rendered
+    │   ├── TemplateError                a template is missing or cannot be rendered
     │   └── ModelSourceError             a model path that is missing or is not a model
     ├── NotInstalledError (ImportError)  an optional package is missing; names the pip line
     ├── PluginError                      a plugin cannot be used
@@ -19,6 +19,13 @@
     │   ├── ClusterNotFoundError         no cluster at this address
     │   └── ClusterAuthenticationError   the cluster refuses the token
     ├── ProtocolError                    the two ends speak different protocol numbers
+    ├── SandboxError                     generated code did not come to an end; has its `code`
+    │   ├── SandboxUnavailableError      the machine gives no namespaces; names the ways out
+    │   ├── SandboxTimeoutError (TimeoutError)   it took longer than it may
+    │   ├── SandboxMemoryError           it needs more memory than it may have
+    │   ├── SandboxResultError           its result is too large, or not a result
+    │   ├── SandboxCrashError            it ended its process
+    │   └── GeneratedFunctionError       it raised, or is not the function that was asked for
     └── RequestError                     one request failed while it ran
         ├── ContextLengthError (ValueError)      prompt and answer do not fit the context
         ├── OverloadedError              every worker is full; has `retry_after` seconds
@@ -27,6 +34,7 @@
         ├── RequestCancelledError        cancelled by `abort`, by its caller, or by an undeploy
         ├── RequestTimeoutError (TimeoutError)   no answer within the time limit
         ├── BackendError                 the engine raised; has `remote_traceback`
+        ├── InvalidAnswerError (ValueError)      the answer does not fit the type asked for
         └── ProviderError                the vendor of a hosted model refused or failed
             ├── AuthenticationError          the key is missing, wrong or expired
             ├── PermissionDeniedError        the key may not do this
@@ -67,8 +75,10 @@ __all__ = [
     "ContextLengthError",
     "DeployError",
     "DuplicateNameError",
+    "GeneratedFunctionError",
     "HookVersionError",
     "HostedModelNotFoundError",
+    "InvalidAnswerError",
     "ModelExistsError",
     "ModelLoadError",
     "ModelNotFoundError",
@@ -90,6 +100,12 @@ __all__ = [
     "RequestError",
     "RequestTimeoutError",
     "ResourcesError",
+    "SandboxCrashError",
+    "SandboxError",
+    "SandboxMemoryError",
+    "SandboxResultError",
+    "SandboxTimeoutError",
+    "SandboxUnavailableError",
     "StreamInterruptedError",
     "TemplateError",
     "UsageError",
@@ -151,7 +167,7 @@ class ParameterError(UsageError):
 
 
 class TemplateError(UsageError):
-    """A chat template is missing or cannot be rendered."""
+    """A chat template or the template of a prompt is missing or cannot be rendered."""
 
 
 class ModelSourceError(UsageError):
@@ -220,6 +236,35 @@ class ProtocolError(ByzerLLMError):
     """Caller and worker speak different protocol numbers, or one sent what is none."""
 
 
+class SandboxError(ByzerLLMError):
+    """Generated code did not come to its end. `code`: its source, where it was run."""
+
+
+class SandboxUnavailableError(SandboxError):
+    """This machine cannot isolate generated code; the message names the other ways."""
+
+
+class SandboxTimeoutError(SandboxError, TimeoutError):
+    """Generated code took more time, by the clock or of the processor, than it may."""
+
+
+class SandboxMemoryError(SandboxError):
+    """Generated code needs more memory than it may have."""
+
+
+class SandboxResultError(SandboxError):
+    """What came out of the sandbox is larger than it may be, or is not a result."""
+
+
+class SandboxCrashError(SandboxError):
+    """Generated code ended its process, which therefore has no result."""
+
+
+class GeneratedFunctionError(SandboxError):
+    """The function raised (`remote_traceback` has its lines), is missing, is not what was asked
+    for, or returned what is not data or not of its type."""
+
+
 class RequestError(ByzerLLMError):
     """One request failed while it ran."""
 
@@ -250,6 +295,11 @@ class RequestTimeoutError(RequestError, TimeoutError):
 
 class BackendError(RequestError):
     """The engine raised; `remote_traceback` holds its traceback."""
+
+
+class InvalidAnswerError(RequestError, ValueError):
+    """The model's answer does not fit the type that was asked for. `text`: the answer; `reason`:
+    what does not fit."""
 
 
 class ProviderError(RequestError):
