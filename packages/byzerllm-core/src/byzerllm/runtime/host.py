@@ -23,6 +23,12 @@ from byzerllm.errors import (
     ModelSourceError,
     OverloadedError,
     ParameterError,
+    ProviderError,
+    ProviderOverloadedError,
+    ProviderProtocolError,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
+    StreamInterruptedError,
 )
 from byzerllm.plugins import Plugins
 from byzerllm.requests import (
@@ -50,6 +56,13 @@ from byzerllm.requests import (
 from byzerllm.runtime.deployment import DeploymentSpec, backend_of, redact, redact_data
 from byzerllm.sources import resolve_path
 
+# What of a vendor's failures breaks a stream that has begun; a refusal stays what it is.
+_BREAKS = (
+    ProviderOverloadedError,
+    ProviderProtocolError,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
+)
 TTFT_SAMPLES = 200
 RATE_SECONDS = 10
 
@@ -280,14 +293,20 @@ class Host:
             self._check(request)
         await self.admission.enter()
         meter = Meter(self.counters)
+        texts: list[str] = []
+        begun = False
         try:
             async with aclosing(self._chunks(request)) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
                     meter.saw(chunk)
+                    texts.append(chunk.text)
+                    begun = True
                     yield chunk
             meter.ended(self.spec)
-        except Exception:
+        except Exception as error:
             self.counters.failed += 1
+            if begun and isinstance(error, _BREAKS):
+                raise _interrupted(error, "".join(texts)) from error
             raise
         finally:
             self.admission.leave(meter.seconds())
@@ -405,6 +424,11 @@ class Host:
         backend, self._backend = self._backend, None
         if backend is not None:
             await backend.close()
+
+
+def _interrupted(error: ProviderError, text: str) -> StreamInterruptedError:
+    details = {**error.details, "text": text, "retryable": False}
+    return StreamInterruptedError(f"{error.message}; {len(text)} characters had arrived", **details)
 
 
 def listed_schemes(plugins: Plugins) -> str:
