@@ -8,14 +8,16 @@ as sans-I/O (https://sans-io.readthedocs.io).
 from __future__ import annotations
 
 import asyncio
+import enum
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from byzerllm.client.chat import build_request, to_response
+from byzerllm.client.media import MediaRequest
 from byzerllm.client.settings import ModelSettings
 from byzerllm.client.types import LLMResponse
 from byzerllm.messages import Message, text_of
@@ -34,10 +36,17 @@ class Run:
     function: Callable[[], Any]
 
 
-Step = GenerateRequest | Run
+class Meta(enum.Enum):
+    """A step that asks what the model is; there is one, `META`."""
+
+    META = enum.auto()
+
+
+META = Meta.META
+Step = GenerateRequest | MediaRequest | Meta | Run
 Exchange = Generator[Step, Any, list[Any]]
-"""Yields a `GenerateRequest` and is sent its `GenerateResult`, or a `Run` and is sent what it
-returned; returns what `chat_oai` returns."""
+"""Yields a request and is sent its result, `META` and is sent the `ModelMeta`, or a `Run` and is
+sent what it returned; returns what `chat_oai` returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +122,17 @@ class Conversation:
         return to_response(request, result, self.settings, self.model)
 
 
-def drive(exchange: Exchange, ask: Callable[[GenerateRequest], GenerateResult]) -> list[Any]:
-    """Run an exchange from synchronous code."""
+def drive(exchange: Exchange, answer: Callable[[Any], Any]) -> list[Any]:
+    """Run an exchange from synchronous code.
+
+    Args:
+        answer: gives the result of a request, and the `ModelMeta` for `META`.
+    """
     try:
         step = next(exchange)
         while True:
             try:
-                outcome = ask(step) if isinstance(step, GenerateRequest) else _run(step.function)
+                outcome = _run(step.function) if isinstance(step, Run) else answer(step)
             except Exception as error:
                 step = exchange.throw(error)
             else:
@@ -131,21 +144,17 @@ def drive(exchange: Exchange, ask: Callable[[GenerateRequest], GenerateResult]) 
 
 
 async def drive_async(
-    exchange: Exchange, ask: Callable[[GenerateRequest], Awaitable[GenerateResult]]
+    exchange: Exchange, answer: Callable[[Any], Coroutine[Any, Any, Any]]
 ) -> list[Any]:
-    """Run an exchange from asynchronous code; cancelling ends it at the step that runs."""
+    """`drive` from asynchronous code; cancelling ends it at the step that runs."""
     try:
         step = next(exchange)
         while True:
             try:
-                if isinstance(step, GenerateRequest):
-                    outcome: Any = await ask(step)
-                elif inspect.iscoroutinefunction(step.function):
-                    outcome = await step.function()
+                if isinstance(step, Run):
+                    outcome = await _run_async(step.function)
                 else:
-                    outcome = await asyncio.to_thread(step.function)
-                    if inspect.isawaitable(outcome):
-                        outcome = await outcome
+                    outcome = await answer(step)
             except Exception as error:
                 step = exchange.throw(error)
             else:
@@ -161,6 +170,13 @@ def _run(function: Callable[[], Any]) -> Any:
     if inspect.isawaitable(outcome):
         return background_loop().run(_awaited(outcome))
     return outcome
+
+
+async def _run_async(function: Callable[[], Any]) -> Any:
+    if inspect.iscoroutinefunction(function):
+        return await function()
+    outcome = await asyncio.to_thread(function)
+    return await outcome if inspect.isawaitable(outcome) else outcome
 
 
 async def _awaited(outcome: Awaitable[Any]) -> Any:

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import msgspec
 
-from byzerllm.client.chat import (
-    Conversations,
-    StreamReader,
-    build_request,
-    new_request_id,
-    prompt_text,
-    to_response,
-    without_image,
-)
-from byzerllm.client.exchange import Conversation, Exchange, drive, drive_async
-from byzerllm.client.media import (
-    MediaResult,
-    media_of,
-    media_request,
-    media_responses,
-    speech_request,
-)
+from byzerllm.client.calls import ChatCall, plan_of
+from byzerllm.client.chat import Conversations, StreamReader, new_request_id
+from byzerllm.client.exchange import META, drive, drive_async
+from byzerllm.client.media import media_of
 from byzerllm.client.observers import Observers
-from byzerllm.client.settings import ModelSettings, Settings, checked_setting
+from byzerllm.client.settings import Settings, checked_setting
 from byzerllm.client.types import (
     Embeddings,
     InferBackend,
@@ -38,8 +26,17 @@ from byzerllm.client.types import (
     Metadata,
     StreamItem,
 )
-from byzerllm.errors import ParameterError, TemplateError
-from byzerllm.messages import normalise, with_image
+from byzerllm.errors import (
+    BadRequestError,
+    ByzerLLMError,
+    ContentFilteredError,
+    OverloadedError,
+    ParameterError,
+    ProviderError,
+    TemplateError,
+    WorkerDiedError,
+)
+from byzerllm.messages import normalise
 from byzerllm.plugins import get_plugins
 from byzerllm.requests import (
     ApplyTemplateRequest,
@@ -47,7 +44,6 @@ from byzerllm.requests import (
     EmbedRequest,
     EmbedResult,
     GenerateChunk,
-    GenerateRequest,
     GenerateResult,
     MetaRequest,
     ModelMeta,
@@ -65,13 +61,8 @@ from byzerllm.runtime.deployment import DeploymentSpec
 from byzerllm.runtime.wire import kind_of
 from byzerllm.templates import Template
 
-_PIN_KINDS: tuple[RequestKind, ...] = (
-    "chat",
-    "embedding",
-    "tokenizer",
-    "apply_chat_template",
-    "meta",
-)
+logger = logging.getLogger("byzerllm.client")
+_PIN_KINDS: tuple[RequestKind, ...] = get_args(RequestKind)
 _PIN_SPELLINGS = {"complete": "chat", "complete/chat": "chat"}
 
 
@@ -215,6 +206,19 @@ class ByzerLLM:
     def setup_max_output_length(self, model: str, n: int) -> Self:
         """Upper limit of new tokens, also where a call asks for more."""
         self._settings.of(model).max_output_length = _positive("max_output_length", n)
+        return self
+
+    def setup_fallbacks(self, model: str, fallbacks: Sequence[str]) -> Self:
+        """Models that answer chats when this one is overloaded, or its vendor fails, after the
+        retries that are worth it. The answer's metadata says which `model` it was. Streams fall
+        back only before their first piece."""
+        if isinstance(fallbacks, str) or not all(isinstance(name, str) for name in fallbacks):
+            raise ParameterError.invalid(
+                "fallbacks", f"a list of model names (got {fallbacks!r})", where="setup_fallbacks"
+            )
+        if model in fallbacks:
+            raise ParameterError(f"{model!r} cannot be its own fallback", parameter="fallbacks")
+        self._settings.of(model).fallbacks = list(fallbacks)
         return self
 
     def setup_extra_generation_params(
@@ -438,36 +442,27 @@ class ByzerLLM:
             ByzerLLMError: see `byzerllm.errors`. An answer that cannot be used is no error: the
                 metadata has the `reason`.
         """
-        plan = _plan(
-            tools, tool_choice, execute_tool, func_params, response_class, response_after_chat,
-            impl_func, impl_func_params, execute_impl_func,
-        )  # fmt: skip
-        if plan is not None:
-            name = self._model(model)
-            conversation = self._conversation(
-                name, self._meta(name), conversations, llm_config, role_mapping,
-                extra_request_params, default_system=enable_default_sys_message,
-            )  # fmt: skip
-            exchange = plan(conversation)
-            if only_return_prompt:
-                return _first_prompt(exchange)
-            limit = _timeout(extra_request_params)
-            return drive(exchange, lambda request: _generated(self._call(name, request, limit)))
-        media = media_of(conversations)
-        if media is not None:
-            name = self._model(model)
-            spoken = media_request(self._meta(name).task, media, extra_request_params)
-            if spoken is not None:
-                made = self._call(name, spoken, _timeout(extra_request_params))
-                return media_responses(spoken, _media(made), name)
-        name, request, settings = self._request(
-            conversations, model, llm_config, role_mapping, extra_request_params,
+        plan = plan_of(
+            tools=tools,
+            tool_choice=tool_choice,
+            execute_tool=execute_tool,
+            func_params=func_params,
+            response_class=response_class,
+            response_after_chat=response_after_chat,
+            impl_func=impl_func,
+            impl_func_params=impl_func_params,
+            execute_impl_func=execute_impl_func,
+        )
+        call = ChatCall(
+            conversations=conversations,
+            config=llm_config,
+            extra=extra_request_params,
+            role_mapping=role_mapping,
             default_system=enable_default_sys_message,
-        )  # fmt: skip
-        if only_return_prompt:
-            return [LLMResponse(output="", input=prompt_text(request))]
-        result = self._call(name, request, _timeout(extra_request_params))
-        return [to_response(request, _generated(result), settings, name)]
+            plan=plan,
+            only_prompt=only_return_prompt,
+        )
+        return self._chat(call, model)
 
     async def async_chat_oai(
         self,
@@ -489,40 +484,27 @@ class ByzerLLM:
         extra_request_params: Mapping[str, Any] = {},
     ) -> list[Any]:
         """`chat_oai` for asynchronous code; cancelling the task stops the generation."""
-        plan = _plan(
-            tools, tool_choice, execute_tool, func_params, response_class, response_after_chat,
-            impl_func, impl_func_params, execute_impl_func,
-        )  # fmt: skip
-        if plan is not None:
-            name = self._model(model)
-            conversation = self._conversation(
-                name, await self._async_meta(name), conversations, llm_config, role_mapping,
-                extra_request_params, default_system=enable_default_sys_message,
-            )  # fmt: skip
-            exchange = plan(conversation)
-            if only_return_prompt:
-                return _first_prompt(exchange)
-            limit = _timeout(extra_request_params)
-
-            async def ask(request: GenerateRequest) -> GenerateResult:
-                return _generated(await self._async_call(name, request, limit))
-
-            return await drive_async(exchange, ask)
-        media = media_of(conversations)
-        if media is not None:
-            name = self._model(model)
-            spoken = media_request((await self._async_meta(name)).task, media, extra_request_params)
-            if spoken is not None:
-                made = await self._async_call(name, spoken, _timeout(extra_request_params))
-                return media_responses(spoken, _media(made), name)
-        name, request, settings = self._request(
-            conversations, model, llm_config, role_mapping, extra_request_params,
+        plan = plan_of(
+            tools=tools,
+            tool_choice=tool_choice,
+            execute_tool=execute_tool,
+            func_params=func_params,
+            response_class=response_class,
+            response_after_chat=response_after_chat,
+            impl_func=impl_func,
+            impl_func_params=impl_func_params,
+            execute_impl_func=execute_impl_func,
+        )
+        call = ChatCall(
+            conversations=conversations,
+            config=llm_config,
+            extra=extra_request_params,
+            role_mapping=role_mapping,
             default_system=enable_default_sys_message,
-        )  # fmt: skip
-        if only_return_prompt:
-            return [LLMResponse(output="", input=prompt_text(request))]
-        result = await self._async_call(name, request, _timeout(extra_request_params))
-        return [to_response(request, _generated(result), settings, name)]
+            plan=plan,
+            only_prompt=only_return_prompt,
+        )
+        return await self._async_chat(call, model)
 
     def stream_chat_oai(
         self,
@@ -546,16 +528,13 @@ class ByzerLLM:
         Raises:
             StreamInterruptedError: the worker died after the first piece; has the `text`.
         """
-        name = self._model(model)
-        request: StreamRequest | None = None
-        media = media_of(conversations)
-        if media is not None:
-            request = speech_request(self._meta(name).task, media, extra_request_params)
-        if request is None:
-            _, request, _ = self._request(
-                conversations, name, llm_config, role_mapping, extra_request_params, stream=True
-            )
-        return self._stream(name, request, delta_mode, _timeout(extra_request_params))
+        call = ChatCall(
+            conversations=conversations,
+            config=llm_config,
+            extra=extra_request_params,
+            role_mapping=role_mapping,
+        )
+        return self._stream_chat(call, self._models(model), delta_mode)
 
     def async_stream_chat_oai(
         self,
@@ -567,31 +546,13 @@ class ByzerLLM:
         extra_request_params: Mapping[str, Any] = {},
     ) -> AsyncIterator[StreamItem]:
         """`stream_chat_oai` for asynchronous code: `async for text, metadata in …`."""
-        name = self._model(model)
-        _, request, _ = self._request(
-            conversations, name, llm_config, role_mapping, extra_request_params, stream=True
+        call = ChatCall(
+            conversations=conversations,
+            config=llm_config,
+            extra=extra_request_params,
+            role_mapping=role_mapping,
         )
-        limit = _timeout(extra_request_params)
-        media = media_of(conversations)
-        if media is None:
-            return self._async_stream(name, request, delta_mode, limit)
-        return self._async_speech(name, media, request, delta_mode, extra_request_params, limit)
-
-    async def _async_speech(
-        self,
-        name: str,
-        media: Mapping[str, Any],
-        chat: GenerateRequest,
-        delta: bool,
-        extra: Mapping[str, Any],
-        limit: float | None,
-    ) -> AsyncIterator[StreamItem]:
-        """The stream of what has the form of a speech request, which only the model can tell."""
-        meta = await self._async_meta(name)
-        request = speech_request(meta.task, media, extra) or chat
-        async with aclosing(self._async_stream(name, request, delta, limit)) as items:  # type: ignore[type-var]
-            async for item in items:
-                yield item
+        return self._async_stream_chat(call, self._models(model), delta_mode)
 
     # Embeddings and the tokenizer.
 
@@ -654,53 +615,110 @@ class ByzerLLM:
             )
         return name
 
-    def _request(
-        self,
-        conversations: Conversations,
-        model: str | None,
-        llm_config: Mapping[str, Any],
-        role_mapping: Mapping[str, str] | None,
-        extra: Mapping[str, Any],
-        *,
-        default_system: bool = True,
-        stream: bool = False,
-    ) -> tuple[str, GenerateRequest, ModelSettings]:
+    def _models(self, model: str | None) -> list[str]:
+        """The model and those that stand in for it, in their order."""
         name = self._model(model)
-        settings = self._settings.of(name)
-        request = build_request(
-            conversations,
-            settings,
-            llm_config=llm_config,
-            role_mapping=role_mapping,
-            default_system=default_system,
-            extra=extra,
-            stream=stream,
-        )
-        return name, request, settings
+        return [name, *self._settings.of(name).fallbacks]
 
-    def _conversation(
+    def _chat(self, call: ChatCall, model: str | None) -> list[Any]:
+        limit = call.timeout
+        for name, is_last in _with_last(self._models(model)):
+
+            def answer(step: Any, name: str = name) -> Any:
+                return self._meta(name) if step is META else self._call(name, step, limit)
+
+            try:
+                return drive(call.exchange(name, self._settings.of(name)), answer)
+            except FALLBACK_ERRORS as error:
+                if is_last or not falls_back(error):
+                    raise
+                _log_fallback(name, error)
+        raise AssertionError("unreachable: the last model's error is raised")
+
+    async def _async_chat(self, call: ChatCall, model: str | None) -> list[Any]:
+        limit = call.timeout
+        for name, is_last in _with_last(self._models(model)):
+
+            async def answer(step: Any, name: str = name) -> Any:
+                if step is META:
+                    return await self._async_meta(name)
+                return await self._async_call(name, step, limit)
+
+            try:
+                return await drive_async(call.exchange(name, self._settings.of(name)), answer)
+            except FALLBACK_ERRORS as error:
+                if is_last or not falls_back(error):
+                    raise
+                _log_fallback(name, error)
+        raise AssertionError("unreachable: the last model's error is raised")
+
+    def _stream_chat(
+        self, call: ChatCall, names: Sequence[str], delta: bool
+    ) -> Iterator[StreamItem]:
+        # Wrong parameters are said here, not at the first item.
+        limit = call.timeout
+        settings = self._settings.of(names[0])
+        request = call.stream(settings, functools.partial(self._meta, names[0]))
+        return self._stream_with_fallbacks(call, names, request, delta, limit)
+
+    def _stream_with_fallbacks(
         self,
-        name: str,
-        meta: ModelMeta,
-        conversations: Conversations,
-        llm_config: Mapping[str, Any],
-        role_mapping: Mapping[str, str] | None,
-        extra: Mapping[str, Any],
-        *,
-        default_system: bool,
-    ) -> Conversation:
-        config, image = without_image(llm_config)
-        messages = normalise(conversations)
-        return Conversation(
-            model=name,
-            settings=self._settings.of(name),
-            meta=meta,
-            messages=with_image(messages, image) if image is not None else messages,
-            config=config,
-            extra=extra,
-            role_mapping=role_mapping,
-            default_system=default_system,
-        )
+        call: ChatCall,
+        names: Sequence[str],
+        first: StreamRequest,
+        delta: bool,
+        limit: float | None,
+    ) -> Iterator[StreamItem]:
+        for name, is_last in _with_last(names):
+            request = first
+            if name != names[0]:
+                settings = self._settings.of(name)
+                request = call.stream(settings, functools.partial(self._meta, name))
+            started = False
+            try:
+                with closing(self._stream(name, request, delta, limit)) as items:  # type: ignore[type-var]
+                    for item in items:
+                        started = True
+                        yield item
+                return
+            except FALLBACK_ERRORS as error:
+                if started or is_last or not falls_back(error):
+                    raise
+                _log_fallback(name, error)
+
+    def _async_stream_chat(
+        self, call: ChatCall, names: Sequence[str], delta: bool
+    ) -> AsyncIterator[StreamItem]:
+        first = None
+        if media_of(call.conversations) is None:
+            first = call.request(self._settings.of(names[0]), stream=True)
+        return self._async_stream_with_fallbacks(call, names, first, delta, call.timeout)
+
+    async def _async_stream_with_fallbacks(
+        self,
+        call: ChatCall,
+        names: Sequence[str],
+        first: StreamRequest | None,
+        delta: bool,
+        limit: float | None,
+    ) -> AsyncIterator[StreamItem]:
+        for name, is_last in _with_last(names):
+            started = False
+            try:
+                if first is not None and name == names[0]:
+                    request = first
+                else:
+                    meta = await self._async_meta(name)
+                    request = call.stream(self._settings.of(name), functools.partial(_same, meta))
+                async with aclosing(self._async_stream(name, request, delta, limit)) as items:  # type: ignore[type-var]
+                    async for item in items:
+                        started = True
+                        yield item
+                return
+            except FALLBACK_ERRORS as error:
+                if started or is_last or not falls_back(error):
+                    raise
+                _log_fallback(name, error)
 
     def _meta(self, model: str) -> ModelMeta:
         """What the model is, from memory where this process has called it before."""
@@ -792,81 +810,24 @@ class ByzerLLM:
         return self._observed
 
 
-Plan = Callable[[Conversation], Exchange]
+FALLBACK_ERRORS = (ProviderError, OverloadedError, WorkerDiedError)
 
 
-def _plan(
-    tools: Sequence[Any],
-    tool_choice: Any,
-    execute_tool: bool,
-    func_params: Mapping[str, Any] | None,
-    response_class: Any,
-    response_after_chat: bool,
-    impl_func: Any,
-    impl_func_params: Mapping[str, Any] | None,
-    execute_impl_func: bool,
-) -> Plan | None:
-    """Which kind of chat is asked for; None for a plain one.
-
-    Raises:
-        ParameterError: two kinds at once, or a parameter of a kind that is not asked for.
-    """
-    if impl_func is not None:
-        if tools or tool_choice is not None:
-            raise ParameterError("chat_oai takes tools or impl_func, not both")
-        from byzerllm.client.implement import implement_exchange
-
-        return functools.partial(
-            implement_exchange,
-            func=impl_func,
-            params=impl_func_params,
-            execute=execute_impl_func,
-            response_class=response_class,
-        )
-    _refuse_alone(
-        "impl_func", execute_impl_func=execute_impl_func, impl_func_params=impl_func_params
-    )
-    if tools or callable(tool_choice):
-        if response_class is not None:
-            raise ParameterError(
-                "chat_oai takes tools or response_class, not both; ask for the class in a second "
-                "call with what the tools returned"
-            )
-        from byzerllm.client.tools import Toolbox, function_exchange
-
-        toolbox = Toolbox.of(tools, tool_choice, func_params)
-        return functools.partial(function_exchange, toolbox=toolbox, execute=execute_tool)
-    _refuse_alone("tools", execute_tool=execute_tool, func_params=func_params)
-    if tool_choice not in (None, "auto", "none"):
-        raise ParameterError("tool_choice needs tools", parameter="tool_choice")
-    if response_class is not None:
-        from byzerllm.client.schema import type_adapter
-        from byzerllm.client.structured import structured_exchange
-
-        type_adapter(response_class)
-        return functools.partial(
-            structured_exchange, response_class=response_class, after_chat=response_after_chat
-        )
-    _refuse_alone("response_class", response_after_chat=response_after_chat)
-    return None
+def falls_back(error: ByzerLLMError) -> bool:
+    """Whether another model may do better: not where the request itself is at fault."""
+    return not isinstance(error, BadRequestError | ContentFilteredError)
 
 
-def _refuse_alone(needed: str, **given: Any) -> None:
-    for name, value in given.items():
-        if value:
-            raise ParameterError(f"{name} needs {needed}", parameter=name)
+def _with_last(names: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    return ((name, index == len(names) - 1) for index, name in enumerate(names))
 
 
-def _first_prompt(exchange: Exchange) -> list[LLMResponse]:
-    step = next(exchange)
-    exchange.close()
-    assert isinstance(step, GenerateRequest)
-    return [LLMResponse(output="", input=prompt_text(step))]
+def _log_fallback(name: str, error: ByzerLLMError) -> None:
+    logger.warning("%s: %s: %s; asking its fallback", name, type(error).__name__, error)
 
 
-def _media(result: Result) -> MediaResult:
-    assert isinstance(result, MediaResult)
-    return result
+def _same(meta: ModelMeta) -> ModelMeta:
+    return meta
 
 
 def _answered(answer: Result, reader: StreamReader) -> Iterator[StreamItem]:
@@ -878,20 +839,6 @@ def _answered(answer: Result, reader: StreamReader) -> Iterator[StreamItem]:
 def _generated(result: Result) -> GenerateResult:
     assert isinstance(result, GenerateResult)
     return result
-
-
-def _timeout(extra: Mapping[str, Any]) -> float | None:
-    if "timeout" not in extra:
-        return None
-    try:
-        seconds = float(extra["timeout"])
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if seconds <= 0:
-        raise ParameterError.invalid(
-            "timeout", f"seconds above 0 (got {extra['timeout']!r})", where="extra_request_params"
-        )
-    return seconds
 
 
 def _texts(request: LLMRequest | Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ class ModelSettings:
         role_mapping: the template's role names, replaced.
         generation: default generation parameters.
         formats: replacements of prompt formats by their kind.
+        fallbacks: models that answer when this one cannot.
     """
 
     template: Template | None = None
@@ -31,6 +32,7 @@ class ModelSettings:
     max_output_length: int | None = None
     generation: dict[str, Any] = field(default_factory=dict)
     formats: dict[str, Callable[..., str]] = field(default_factory=dict)
+    fallbacks: list[str] = field(default_factory=list)
 
 
 @dataclass
