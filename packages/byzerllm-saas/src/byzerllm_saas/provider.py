@@ -29,7 +29,9 @@ A vendor's module is one file that reads like this:
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -42,6 +44,7 @@ from byzerllm.errors import (
 )
 from byzerllm.requests import (
     EmbedRequest,
+    EmbedResult,
     GenerateRequest,
     ImageRequest,
     ModelMeta,
@@ -63,6 +66,8 @@ ProviderRequest = GenerateRequest | EmbedRequest | SpeechRequest | ImageRequest 
 
 CHARACTERS_PER_TOKEN = 3
 """A low guess over languages, for the tokens of a request that has not been counted."""
+BATCHES_AT_ONCE = 4
+"""Calls for vectors that one request has in flight."""
 _COSTLY: frozenset[Task] = frozenset({"speech", "image", "transcription"})
 
 
@@ -181,6 +186,37 @@ class Provider(Backend):
             name,
             f"the vendor does not take it{hint}; extra_request_params passes names on unchecked",
             where=f"saas/{self.spec.name}",
+        )
+
+    async def in_batches(
+        self,
+        request: EmbedRequest,
+        size: int,
+        embed: Callable[[Sequence[str], EmbedRequest], Awaitable[EmbedResult]],
+    ) -> EmbedResult:
+        """The vectors of all texts of a request, at most `size` with one call of `embed`, a few
+        calls side by side. The first error ends all."""
+        texts = request.texts
+        if len(texts) <= size:
+            return await embed(texts, request)
+        free = asyncio.Semaphore(BATCHES_AT_ONCE)
+
+        async def one(start: int) -> EmbedResult:
+            async with free:
+                return await embed(texts[start : start + size], request)
+
+        calls = [asyncio.ensure_future(one(at)) for at in range(0, len(texts), size)]
+        try:
+            results = await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+        usage = Usage(
+            prompt_tokens=sum(result.usage.prompt_tokens for result in results),
+            completion_tokens=sum(result.usage.completion_tokens for result in results),
+        )
+        return EmbedResult(
+            vectors=[vector for result in results for vector in result.vectors], usage=usage
         )
 
     # The rest of the interface.

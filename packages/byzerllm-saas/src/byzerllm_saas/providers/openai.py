@@ -11,7 +11,8 @@ from pydantic import Field
 
 from byzerllm.backend import BackendSpec
 from byzerllm.hookspecs import hookimpl
-from byzerllm_saas.openai_wire import OPENAI_EXTRA, OpenAIChat
+from byzerllm_saas.openai_media import OpenAIWire
+from byzerllm_saas.openai_wire import OPENAI_CAPABILITIES, OPENAI_EXTRA, Dialect
 from byzerllm_saas.parameters import KeyParameters
 
 
@@ -33,7 +34,7 @@ SPEC = BackendSpec(
     parameters=OpenAIParameters,
     description="OpenAI, and whoever speaks its API: Kimi, DeepSeek, 01.AI, … by saas.base_url",
     model_types=("saas/openai", "saas/official_openai"),
-    capabilities=frozenset({"chat", "completion", "constrained", "logprobs", "tools", "vision"}),
+    capabilities=OPENAI_CAPABILITIES,
     extra_parameters=OPENAI_EXTRA,
     default_concurrency=10,
     hosted=True,
@@ -41,10 +42,11 @@ SPEC = BackendSpec(
 )
 
 
-class OpenAI(OpenAIChat):
+class OpenAI(OpenAIWire):
     """A model at OpenAI or at an address that speaks its API."""
 
     spec = SPEC
+    dialect = Dialect(base64_vectors=True)
 
 
 @hookimpl
