@@ -5,6 +5,9 @@ Source: https://platform.openai.com/docs/api-reference
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import struct
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -164,10 +167,73 @@ class CompletionBody(Strict):
     logit_bias: dict[str, float] | None = None
 
 
+class EmbeddingBody(Strict):
+    """`POST /v1/embeddings`."""
+
+    model: str
+    input: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+class ImageBody(Strict):
+    """`POST /v1/images/generations`."""
+
+    model: str
+    prompt: Annotated[str, Meta(min_length=1, max_length=4000)]
+    n: Annotated[int, Meta(ge=1, le=10)] = 1
+    size: Literal["256x256", "512x512", "1024x1024", "1792x1024", "1024x1792"] = "1024x1024"
+    quality: Literal["standard", "hd", "low", "medium", "high", "auto"] = "standard"
+    style: Literal["vivid", "natural"] | None = None
+    response_format: Literal["url", "b64_json"] | None = None
+    user: str | None = None
+
+
+class SpeechBody(Strict):
+    """`POST /v1/audio/speech`."""
+
+    model: str
+    input: Annotated[str, Meta(min_length=1)]
+    voice: str
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    speed: Annotated[float, Meta(ge=0.25, le=4)] = 1.0
+    instructions: str = ""
+
+
+VOICES = ("alloy", "ash", "coral", "echo", "fable", "nova", "onyx", "sage", "shimmer")
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/5+hHgAHggJ/PchI7wAAAA"
+    "BJRU5ErkJggg=="
+)
+
+
+def spoken(text: str) -> bytes:
+    """What stands for the sound of a text."""
+    return b"ID3" + text.encode() * 200
+
+
+def vector(text: str) -> list[float]:
+    """Eight numbers that a text and no other has."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return [struct.unpack("<f", struct.pack("<f", byte / 256))[0] for byte in digest[:8]]
+
+
 class OpenAIVendor(Vendor):
     """See the module."""
 
-    models: ClassVar = ("gpt-3.5-turbo-0125", "gpt-4o", "gpt-5-mini", "davinci-002")
+    models: ClassVar = (
+        "gpt-3.5-turbo-0125",
+        "gpt-4o",
+        "gpt-5-mini",
+        "davinci-002",
+        "text-embedding-3-small",
+        "dall-e-3",
+        "gpt-image-1",
+        "tts-1",
+        "whisper-1",
+        "gpt-4o-transcribe",
+    )
     kinds: ClassVar = frozenset(
         {
             "wrong_key",
@@ -193,6 +259,7 @@ class OpenAIVendor(Vendor):
         "quota": (429, "insufficient_quota", "insufficient_quota"),
         "overloaded": (503, None, "service_unavailable_error"),
         "failed": (500, None, "server_error"),
+        "long": (400, "string_above_max_length", "invalid_request_error"),
     }
     """Status, code and type of each kind of error."""
     prefix = "/v1"
@@ -203,6 +270,11 @@ class OpenAIVendor(Vendor):
         yield web.get(f"{p}/models/{{model}}", self.one_model)
         yield web.post(f"{p}/chat/completions", self.chat)
         yield web.post(f"{p}/completions", self.complete)
+        yield web.post(f"{p}/embeddings", self.embed)
+        yield web.post(f"{p}/images/generations", self.draw)
+        yield web.get("/files/pixel.png", self.pixel)
+        yield web.post(f"{p}/audio/speech", self.speak)
+        yield web.post(f"{p}/audio/transcriptions", self.transcribe)
 
     def refusal(self, kind: str, message: str) -> web.Response:
         status, code, type_ = self.errors[kind]
@@ -383,6 +455,87 @@ class OpenAIVendor(Vendor):
         if body.stream_options and body.stream_options.include_usage:
             chunks.append({**base, "choices": [], "usage": _usage(answer)})
         return await self.stream(request, self.sse(chunks))
+
+    # Vectors, images, sound.
+
+    async def embed(self, request: web.Request) -> web.StreamResponse:
+        self.check_key(request)
+        self.check_json(request)
+        body = self.decode(await request.read(), EmbeddingBody)
+        self.check_model(body.model)
+        data = []
+        for index, text in enumerate(body.input):
+            numbers: Any = vector(text)
+            if body.encoding_format == "base64":
+                numbers = base64.b64encode(struct.pack("<8f", *numbers)).decode()
+            data.append({"object": "embedding", "index": index, "embedding": numbers})
+        tokens = sum(len(text.split()) for text in body.input)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        # The order is the indexes' business.
+        whole = {"object": "list", "data": data[::-1], "model": body.model, "usage": usage}
+        return await self.whole(request, whole)
+
+    async def draw(self, request: web.Request) -> web.StreamResponse:
+        self.check_key(request)
+        self.check_json(request)
+        body = self.decode(await request.read(), ImageBody)
+        self.check_model(body.model)
+        if body.model.startswith("gpt-image"):
+            known = body.response_format is None
+            self.expect(known, "Unknown parameter: 'response_format'.")
+        if body.model == "dall-e-3":
+            self.expect(body.n == 1, "You must provide n=1 for this model.")
+        image = {"revised_prompt": f"{body.prompt}, in detail"}
+        if body.response_format == "url":
+            image["url"] = f"{self.url}/files/pixel.png"
+        else:
+            image["b64_json"] = base64.b64encode(PIXEL).decode()
+        return await self.whole(request, {"created": CREATED, "data": [image] * body.n})
+
+    async def pixel(self, request: web.Request) -> web.StreamResponse:
+        """The file store: it wants no key, and must not be shown one."""
+        self.expect("authorization" not in request.headers, "the key was shown to the file store")
+        return web.Response(body=PIXEL, content_type="image/png")
+
+    async def speak(self, request: web.Request) -> web.StreamResponse:
+        self.check_key(request)
+        self.check_json(request)
+        body = self.decode(await request.read(), SpeechBody)
+        self.check_model(body.model)
+        self.expect(body.voice in VOICES, f"Input should be one of {', '.join(VOICES)}")
+        self.expect(len(body.input) <= 4096, "String should have at most 4096 characters", "long")
+        sound = spoken(body.input)
+        pieces = [sound[at : at + 1000] for at in range(0, len(sound), 1000)]
+        return await self.stream(request, pieces, content_type="audio/mpeg")
+
+    async def transcribe(self, request: web.Request) -> web.StreamResponse:
+        self.check_key(request)
+        form = await self.form(request)
+        known = {"file", "model", "language", "prompt", "response_format", "temperature"}
+        self.expect(set(form) <= known, f"unknown fields: {set(form) - known}")
+        self.expect({"file", "model"} <= set(form), "file and model are required")
+        fields = {name: field.text for name, field in form.items() if name != "file"}
+        model, file = fields["model"], form["file"]
+        self.check_model(model)
+        formats = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".webm")
+        audio = file.data
+        fine = file.filename.endswith(formats) and audio[:4] in (b"RIFF", b"ID3\x03", b"fLaC")
+        self.expect(fine, "Invalid file format.")
+        shape = fields.get("response_format", "json")
+        allowed = ("json", "text", "verbose_json") if model == "whisper-1" else ("json",)
+        self.expect(shape in allowed, f"response_format {shape!r} is not compatible with {model}")
+        text = f"{len(audio)} bytes were heard"
+        if shape != "verbose_json":
+            return await self.whole(request, {"text": text})
+        segment = {"id": 0, "seek": 0, "start": 0.0, "end": 1.5, "text": text, "tokens": [1]}
+        whole = {
+            "task": "transcribe",
+            "language": fields.get("language", "english"),
+            "duration": 1.5,
+            "text": text,
+            "segments": [segment],
+        }
+        return await self.whole(request, whole)
 
 
 def _question(messages: list[Message]) -> str:

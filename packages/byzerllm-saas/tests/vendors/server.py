@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import email
+import email.message
 import json
 import threading
 from collections import deque
@@ -96,6 +98,18 @@ Fault = Refuse | Slow | Cut | Garbage | Empty
 FAULT = web.RequestKey("fault", object)
 
 
+@dataclass
+class FormField:
+    """One field of a form; files have a name."""
+
+    data: bytes
+    filename: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.data.decode()
+
+
 class Refused(Exception):
     """The server does not take the request; `kind` is one of `Vendor.kinds`."""
 
@@ -187,6 +201,22 @@ class Vendor:
             raise Refused("bad_request", str(error)) from None
         except msgspec.DecodeError as error:
             raise Refused("bad_request", f"the body is no JSON: {error}") from None
+
+    async def form(self, request: web.Request) -> dict[str, FormField]:
+        """The fields of a multipart body by name."""
+        kind = request.headers["content-type"]
+        self.expect(request.content_type == "multipart/form-data", "a form is needed")
+        head = f"content-type: {kind}\r\n\r\n".encode()
+        message = email.message_from_bytes(head + await request.read())
+        self.expect(message.is_multipart(), "the form cannot be read")
+        fields = {}
+        for part in message.get_payload():
+            assert isinstance(part, email.message.Message)
+            name = str(part.get_param("name", header="content-disposition"))
+            data = part.get_payload(decode=True)
+            assert isinstance(data, bytes)
+            fields[name] = FormField(data, part.get_filename() or "")
+        return fields
 
     @staticmethod
     def expect(condition: object, message: str, kind: str = "bad_request") -> None:

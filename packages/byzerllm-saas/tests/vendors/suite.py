@@ -16,9 +16,9 @@ import itertools
 import json
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
@@ -56,6 +56,7 @@ from byzerllm.requests import (
 from byzerllm.runtime.background import background_loop
 from byzerllm.runtime.deployment import DeploymentSpec, resolve
 from byzerllm.runtime.host import Host
+from byzerllm.testing import ProviderConformance
 from vendors.server import NUMBERS, Answer, Cut, Empty, Garbage, Refuse, Slow, Vendor
 
 ERRORS: dict[str, type[ByzerLLMError]] = {
@@ -95,6 +96,41 @@ PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/5+hHgAHggJ/PchI7wAAAABJRU5ErkJg"
     "gg=="
 )
+
+
+CELLS = frozenset(
+    {
+        "check",
+        "embeddings",
+        "image_urls",
+        "images",
+        "json_schema",
+        "max_tokens",
+        "reasoning",
+        "retry_after",
+        "stop",
+        "stream",
+        "streamed_tools",
+        "tool_choice",
+        "tools",
+        "usage",
+    }
+)
+"""What not every vendor offers; `ProviderTests.has` says which of them one does. Whole answers,
+errors, cut connections and timeouts are tested of all."""
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def cell(name: str) -> Callable[[Test], Test]:
+    """Marks a test that only vendors with this cell have."""
+    assert name in CELLS, name
+
+    def mark(test: Test) -> Test:
+        test.cell = name  # type: ignore[attr-defined]
+        return test
+
+    return mark
 
 
 def request(question: str = "Count!", **fields: Any) -> GenerateRequest:
@@ -139,26 +175,77 @@ class Model:
         self._loop.run(self.host.close())
 
 
+class VendorConformance(ProviderConformance):
+    """The suite of `byzerllm.testing` at a local server.
+
+    class TestConformance(VendorConformance):
+        tests = TestAcme
+    """
+
+    tests: ClassVar[type[ProviderTests]]
+    deterministic = True
+    vendor: ClassVar[Vendor]
+
+    @classmethod
+    def setup_class(cls) -> None:
+        cls.vendor = cls.tests.vendor_class().__enter__()
+        cls.vendor.pace = 0.005
+        cls.spec = get_plugins().providers.get(cls.tests.provider)
+        cls.infer_params = cls.tests().params(cls.vendor)
+        super().setup_class()
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        super().teardown_class()
+        cls.vendor.__exit__()
+
+    def wrong_key(self) -> dict[str, Any]:
+        return self.tests().wrong_key(self.vendor)
+
+    def test_embedding(self) -> None:
+        name = self.tests.embedding_model
+        if not name:
+            super().test_embedding()
+            return
+        cls = type(self)
+        chats, cls._host = cls._host, self.load({**self.infer_params, "saas.model": name})
+        try:
+            super().test_embedding()
+        finally:
+            self.run(cls._host.close())
+            cls._host = chats
+
+
 class ProviderTests:
     """See the module.
 
     Class attributes:
         vendor_class: the server.
         provider: what follows `saas/`.
-        has: the cells of the table that the vendor offers; the tests of others are not collected.
+        has: the `CELLS` that the vendor offers; the tests of others are not collected.
         embedding_model: for the cell `embeddings`.
-        free_check: the vendor has a free way to check key and model.
     """
 
     vendor_class: ClassVar[type[Vendor]]
     provider: ClassVar[str]
-    has: ClassVar[frozenset[str]] = frozenset({"chat", "stream", "usage"})
+    has: ClassVar[frozenset[str]] = frozenset({"check", "stream", "usage"})
     embedding_model: ClassVar[str] = ""
-    free_check: ClassVar[bool] = True
 
     def params(self, vendor: Vendor) -> dict[str, Any]:
         """`infer_params` of a deployment at the local server."""
         return {"saas.api_key": vendor.key, "saas.base_url": vendor.url}
+
+    def __init_subclass__(cls) -> None:
+        unknown = cls.has - CELLS
+        assert not unknown, f"no cells of the table: {sorted(unknown)}; there are {sorted(CELLS)}"
+        for name in dir(cls):
+            if getattr(getattr(cls, name), "cell", None) in CELLS - cls.has:
+                setattr(cls, name, None)
+
+    @classmethod
+    def pytest_generate_tests(cls, metafunc: pytest.Metafunc) -> None:
+        if "kind" in metafunc.fixturenames and metafunc.function.__name__ == "test_error":
+            metafunc.parametrize("kind", sorted(cls.vendor_class.kinds & ERRORS.keys()))
 
     # Fixtures.
 
@@ -189,10 +276,6 @@ class ProviderTests:
         yield llm
         llm.undeploy("m", force=True)
 
-    def needs(self, cell: str) -> None:
-        if cell not in self.has:
-            pytest.skip(f"{self.provider} has no {cell}")
-
     # Chat.
 
     def test_chat(self, vendor: Vendor, llm: ByzerLLM) -> None:
@@ -213,8 +296,8 @@ class ProviderTests:
         for text in ("Be short.", "How are you?", "Well.", "Still?"):
             assert text in vendor.asked[-1].body.decode()
 
+    @cell("stream")
     def test_stream(self, vendor: Vendor, llm: ByzerLLM) -> None:
-        self.needs("stream")
         vendor.answers(Answer("a b 你 好"), Answer("a b 你 好"))
         asked = [{"role": "user", "content": "x"}]
         whole = [text for text, _ in llm.stream_chat_oai(asked)]
@@ -223,8 +306,8 @@ class ProviderTests:
         pieces = [text for text, _ in llm.stream_chat_oai(asked, delta_mode=True)]
         assert "".join(pieces) == "a b 你 好"
 
+    @cell("usage")
     def test_usage(self, vendor: Vendor, model: Model) -> None:
-        self.needs("usage")
         vendor.answers(Answer("a b", usage=(21, 2)), Answer("a b", usage=(21, 2)))
         usage = model.chat().usage
         assert (usage.prompt_tokens, usage.completion_tokens) == (21, 2)
@@ -232,18 +315,18 @@ class ProviderTests:
             last = model.chunks()[-1]
             assert last.usage == usage
 
+    @cell("max_tokens")
     def test_max_tokens(self, vendor: Vendor, model: Model) -> None:
-        self.needs("max_tokens")
         result = model.chat(generation={"max_tokens": 3})
         assert result.text == "one two three"
         assert result.finish_reason == "length"
 
+    @cell("stop")
     def test_stop(self, vendor: Vendor, model: Model) -> None:
-        self.needs("stop")
         assert model.chat(generation={"stop": [" four"]}).text == "one two three"
 
+    @cell("reasoning")
     def test_reasoning(self, vendor: Vendor, model: Model) -> None:
-        self.needs("reasoning")
         vendor.answers(*[Answer("42", reasoning="6 by 7")] * 2)
         result = model.chat()
         assert (result.text, result.reasoning.strip()) == ("42", "6 by 7")
@@ -253,8 +336,8 @@ class ProviderTests:
 
     # Tools and schemas.
 
+    @cell("tools")
     def test_tools(self, vendor: Vendor, model: Model) -> None:
-        self.needs("tools")
         vendor.answers(Answer(tool_calls=[CALL]), "26 degrees")
         result = model.chat("weather?", tools=[WEATHER])
         assert result.finish_reason == "tool_calls"
@@ -264,15 +347,15 @@ class ProviderTests:
         assert model.chat(messages=self.conversation(call), tools=[WEATHER]).text == "26 degrees"
         assert "26°" in json.dumps(vendor.asked[-1].json, ensure_ascii=False)
 
+    @cell("tool_choice")
     def test_tool_choice(self, vendor: Vendor, model: Model) -> None:
-        self.needs("tool_choice")
         for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
             vendor.answers(Answer(tool_calls=[CALL]))
             result = model.chat("weather?", tools=[WEATHER], tool_choice=choice)
             assert [call.name for call in result.tool_calls] == ["weather"]
 
+    @cell("streamed_tools")
     def test_streamed_tools(self, vendor: Vendor, model: Model) -> None:
-        self.needs("streamed_tools")
         second = {"name": "weather", "arguments": '{"place": "Paris"}'}
         vendor.answers(Answer(tool_calls=[CALL, second]))
         chunks = model.chunks("weather?", tools=[WEATHER])
@@ -297,16 +380,24 @@ class ProviderTests:
             {"role": "tool", "tool_call_id": call.id, "content": "26°"},
         ]
 
+    @cell("json_schema")
     def test_json_schema(self, vendor: Vendor, model: Model) -> None:
-        self.needs("json_schema")
         result = model.chat(generation={"json_schema": SCHEMA})
         assert json.loads(result.text) == {"n": 7}
 
     # Images and vectors.
 
-    @pytest.mark.parametrize("url", [f"data:image/png;base64,{PNG}", "https://images.test/a.png"])
-    def test_images(self, vendor: Vendor, model: Model, url: str) -> None:
-        self.needs("images" if url.startswith("data") else "image_urls")
+    @cell("images")
+    def test_images(self, vendor: Vendor, model: Model) -> None:
+        self.see(vendor, model, f"data:image/png;base64,{PNG}", PNG)
+
+    @cell("image_urls")
+    def test_image_urls(self, vendor: Vendor, model: Model) -> None:
+        self.see(vendor, model, "https://images.test/a.png", "https://images.test/a.png")
+
+    @staticmethod
+    def see(vendor: Vendor, model: Model, url: str, sent: str) -> None:
+        """Ask about an image; `sent` must reach the vendor."""
         vendor.answers("a white pixel")
         parts = [
             {"type": "text", "text": "what is it?"},
@@ -314,18 +405,17 @@ class ProviderTests:
         ]
         result = model.chat(messages=[{"role": "user", "content": parts}])
         assert result.text == "a white pixel"
-        sent = vendor.asked[-1].body.decode()
-        assert (PNG if url.startswith("data") else url) in sent.replace("\\/", "/")
+        assert sent in vendor.asked[-1].body.decode().replace("\\/", "/")
 
+    @cell("images")
     def test_images_as_json_text(self, vendor: Vendor, llm: ByzerLLM) -> None:
-        self.needs("images")
         vendor.answers("a white pixel")
         content = json.dumps([{"text": "what is it?"}, {"image": f"data:image/png,{PNG}"}])
         (answer,) = llm.chat_oai([{"role": "user", "content": content}])
         assert answer.output == "a white pixel"
 
+    @cell("embeddings")
     def test_embeddings(self, vendor: Vendor) -> None:
-        self.needs("embeddings")
         model = Model(self.provider, {**self.params(vendor), "saas.model": self.embedding_model})
         try:
             texts = [f"text {number}" for number in range(40)]
@@ -342,10 +432,8 @@ class ProviderTests:
 
     # Errors.
 
-    @pytest.mark.parametrize("kind", sorted(ERRORS))
     def test_error(self, vendor: Vendor, model: Model, kind: str) -> None:
-        if kind not in vendor.kinds:
-            pytest.skip(f"{self.provider} has no error {kind}")
+        """Each error that the vendor can make, of a whole answer and of a stream."""
         for stream in (False, True) if "stream" in self.has else (False,):
             vendor.faults(Refuse(kind))
             with pytest.raises(ERRORS[kind]) as caught:
@@ -368,9 +456,9 @@ class ProviderTests:
     def secrets(self, vendor: Vendor) -> list[str]:
         return [vendor.key]
 
+    @cell("retry_after")
     def test_retry_after(self, vendor: Vendor, llm: ByzerLLM) -> None:
         """429 with Retry-After and then an answer: the caller sees the answer."""
-        self.needs("retry_after")
         vendor.faults(Refuse("rate_limited", retry_after="0.2"))
         before = len(vendor.asked)
         start = time.monotonic()
@@ -404,8 +492,8 @@ class ProviderTests:
             model.chat()
         self.check_error(caught.value, vendor)
 
+    @cell("stream")
     def test_cut_stream(self, vendor: Vendor, model: Model) -> None:
-        self.needs("stream")
         vendor.faults(Cut(6))
         with pytest.raises(StreamInterruptedError) as caught:
             model.chunks()
@@ -420,8 +508,8 @@ class ProviderTests:
         self.check_error(caught.value, vendor)
         assert not caught.value.retryable
 
+    @cell("stream")
     def test_garbage_in_a_stream(self, vendor: Vendor, model: Model) -> None:
-        self.needs("stream")
         vendor.faults(Garbage(5))
         with pytest.raises(StreamInterruptedError):
             model.chunks()
@@ -460,8 +548,8 @@ class ProviderTests:
         """The parameters that send the calls to another address (scheme, host, port)."""
         return {"saas.base_url": address}
 
+    @cell("stream")
     def test_cancelling_reaches_the_vendor(self, vendor: Vendor, model: Model) -> None:
-        self.needs("stream")
         vendor.pace = 0.05
 
         async def leave() -> None:
@@ -475,9 +563,8 @@ class ProviderTests:
 
     # Deploying.
 
+    @cell("check")
     def test_wrong_key_at_deploy(self, vendor: Vendor) -> None:
-        if not self.free_check:
-            pytest.skip(f"{self.provider} has no free way to check a key")
         with pytest.raises(AuthenticationError) as caught:
             Model(self.provider, self.wrong_key(vendor))
         self.check_error(caught.value, vendor)
