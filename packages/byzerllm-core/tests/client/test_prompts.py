@@ -264,6 +264,8 @@ def test_mistakes_are_found_at_the_decoration() -> None:
         prompt(render="jinja")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match=r"llm: a ByzerLLM.*got 7"):
         prompt(7)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="llm: a ByzerLLM"):
+        generate_answer.with_llm(ByzerLLM)
     with pytest.raises(ParameterError, match="with parentheses"):
         prompt()("a text")  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="each method of a class"):

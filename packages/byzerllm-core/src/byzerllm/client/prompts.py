@@ -109,7 +109,7 @@ def prompt(
     """
     if render not in _RENDERS:
         raise ParameterError.unknown(str(render), _RENDERS, where="render")
-    if llm is not None and not (isinstance(llm, str) or callable(llm) or _is_client(llm)):
+    if llm is not None and not _may_answer(llm):
         raise _no_llm(llm)
     settings = _Options().merged(options)
 
@@ -458,7 +458,7 @@ class PromptFunction(Generic[P, R]):
         """
         if isinstance(llm, str) and self._llm is not None and not isinstance(self._llm, str):
             return self.options({"model": llm})
-        if not (isinstance(llm, str) or callable(llm) or _is_client(llm)):
+        if not _may_answer(llm):
             raise _no_llm(llm)
         changed = copy.copy(self)
         changed._llm = llm
@@ -664,6 +664,10 @@ def _is_union(origin: Any) -> bool:
 
 def _is_client(llm: Any) -> bool:
     return hasattr(llm, "chat_oai") and not inspect.isclass(llm)
+
+
+def _may_answer(llm: Any) -> bool:
+    return isinstance(llm, str) or _is_client(llm) or (callable(llm) and not inspect.isclass(llm))
 
 
 def _no_llm(llm: Any) -> ParameterError:
