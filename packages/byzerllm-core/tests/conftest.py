@@ -24,14 +24,15 @@ from byzerllm.requests import (
     Usage,
 )
 
-Answer = str | list[tuple[str, str]] | tuple[str, str]
+Answer = str | list[tuple[str, str]] | tuple[str, str | Exception] | Exception
 
 
 @dataclass
 class Script:
     """What the model answers, one item per request, and what it was asked.
 
-    An answer is a text, a list of tool calls (name, arguments as JSON), or (text, finish reason).
+    An answer is a text, a list of tool calls (name, arguments as JSON), an error, or (text, finish
+    reason or error).
     """
 
     answers: list[Answer] = field(default_factory=list)
@@ -73,6 +74,8 @@ class ScriptedBackend(Backend):
         if request.sampling.json_schema is not None and self._given.refuses_schemas:
             raise ParameterError.invalid("json_schema", "no grammar can be made", where="decoding")
         answer = self._script.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
         usage = Usage(prompt_tokens=3, completion_tokens=2)
         if isinstance(answer, list):
             yield GenerateChunk(
@@ -85,6 +88,8 @@ class ScriptedBackend(Backend):
             return
         text, reason = answer if isinstance(answer, tuple) else (answer, "stop")
         yield GenerateChunk(text=text)
+        if isinstance(reason, Exception):
+            raise reason
         yield GenerateChunk(finish_reason=reason, usage=usage)  # type: ignore[arg-type]
 
     async def meta(self) -> ModelMeta:

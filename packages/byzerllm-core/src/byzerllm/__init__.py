@@ -13,6 +13,7 @@ from byzerllm.lazy import lazy_names
 if TYPE_CHECKING:
     from byzerllm.backend import Backend, BackendContext, BackendSpec, Parameters, Placement
     from byzerllm.client import ByzerLLM
+    from byzerllm.client.prompts import prompt
     from byzerllm.client.types import (
         InferBackend,
         LLMClassResponse,
@@ -47,6 +48,7 @@ _HOMES = {
     "Templates": "byzerllm.templates",
     "connect_cluster": "byzerllm.runtime.cluster",
     "hookimpl": "byzerllm.hookspecs",
+    "prompt": "byzerllm.client.prompts",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "__version__",
     "connect_cluster",
     "hookimpl",
+    "prompt",
 ]
 
 

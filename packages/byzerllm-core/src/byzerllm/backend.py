@@ -284,6 +284,15 @@ class Backend(abc.ABC):
     async def health(self) -> None:  # noqa: B027 - optional
         """Raise when the engine cannot answer any more; cheap and local."""
 
+    async def check(self) -> None:  # noqa: B027 - optional
+        """Ask the vendor once whether key and model are right, where that is free.
+
+        Called when a deployment is made, never when a worker is replaced.
+        """
+
+    def set_share(self, share: float) -> None:  # noqa: B027 - optional
+        """This worker's part, 0 to 1, of limits that the whole deployment has (`saas.rpm`)."""
+
     async def close(self) -> None:  # noqa: B027 - optional
         """Free what the model holds. Called once, after the last request."""
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from byzerllm.cli.values import expand, parse_amounts, parse_pairs, spread
+from byzerllm.cli.values import parse_amounts, parse_pairs, spread
+from byzerllm.environment import expand
 from byzerllm.errors import UsageError
 
 

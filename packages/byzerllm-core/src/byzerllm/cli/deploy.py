@@ -75,6 +75,10 @@ def _spec(given: dict[str, Any]) -> DeploymentSpec:
     return resolve(DeploymentSpec(**asked), get_plugins())[0]
 
 
+def _names(_context: Any, _parameter: Any, value: str | None) -> list[str] | None:
+    return [name.strip() for name in value.split(",") if name.strip()] if value else None
+
+
 @verb(
     "deploy",
     help=_(
@@ -166,6 +170,21 @@ def _spec(given: dict[str, Any]) -> DeploymentSpec:
     help=_("Address of the node that the workers must run on."),
 )
 @option(
+    "--fallbacks",
+    "fallbacks",
+    metavar="MODEL[,MODEL …]",
+    callback=_names,
+    panel=_("Model"),
+    help=_("Models that answer chats when this one is overloaded or its vendor fails."),
+)
+@option(
+    "--no_check",
+    is_flag=True,
+    default=None,
+    panel=_("Model"),
+    help=_("Do not ask a hosted model's vendor whether key and model are right."),
+)
+@option(
     "--replace",
     is_flag=True,
     help=_("Take the place of a model of this name; it answers until the new one is ready."),
@@ -173,11 +192,18 @@ def _spec(given: dict[str, Any]) -> DeploymentSpec:
 @option("--start_ray", is_flag=True, help=_("Start a Ray head that stays if none runs here."))
 @address_option()
 @json_option()
-def command(replace: bool, start_ray: bool, ray_address: str, as_json: bool, **given: Any) -> None:
+def command(
+    replace: bool,
+    no_check: bool | None,
+    start_ray: bool,
+    ray_address: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
     from byzerllm.cli.progress import WorkerProgress
     from byzerllm.cli.render import print_json
 
-    spec = _spec(given)
+    spec = _spec({**given, "check": False if no_check else None})
     llm = connect(ray_address, start_ray=start_ray, offer_ray=True)
     with WorkerProgress(spec.model) as progress:
         meta = llm.deploy_spec(spec, replace=replace, progress=progress)

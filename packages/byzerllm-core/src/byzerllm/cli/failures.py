@@ -82,7 +82,13 @@ def _gists() -> dict[type, str]:
         errors.StreamInterruptedError: _("the answer broke off"),
         errors.RequestCancelledError: _("the request was cancelled"),
         errors.RequestTimeoutError: _("no answer came in time"),
+        errors.AuthenticationError: _("the vendor does not know the key"),
+        errors.PermissionDeniedError: _("the vendor does not allow it"),
+        errors.HostedModelNotFoundError: _("the vendor has no such model"),
+        errors.RateLimitedError: _("too many requests for the vendor"),
+        errors.ProviderError: _("the vendor refused or failed"),
         errors.RequestError: _("the request failed"),
+        errors.SandboxError: _("generated code failed"),
     }
 
 

@@ -46,6 +46,8 @@ _KEYS: dict[str, tuple[str, Any]] = {
     "load_balance_way": ("balancer", str),
     "resources": ("resources", dict[str, float]),
     "node": ("node", str),
+    "fallbacks": ("fallbacks", list[str]),
+    "check": ("check", bool),
 }
 """Keys of a model: the field of `DeploymentSpec` and its type."""
 _PROJECT = re.compile(r"[^\s:/]{1,100}")

@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from byzerllm.cli.i18n import _
+from byzerllm.environment import expand
 from byzerllm.errors import UsageError
 
-_REFERENCE = re.compile(r"\$(?P<escaped>\$)?\{(?P<inside>[^}]*)\}")
-_VARIABLE = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-.*)?", re.DOTALL)
 _SECRET_FILE_LIMIT = 64 * 1024
-
-
-def expand(text: str, where: str, environment: Mapping[str, str] | None = None) -> str:
-    """Replace `${NAME}` and `${NAME:-default}` by environment variables; `$${` is a plain `${`.
-
-    Args:
-        where: what the text belongs to, for the error.
-        environment: defaults to this process's.
-
-    Raises:
-        UsageError: a variable is not set and has no default, or the reference is malformed.
-    """
-    variables = os.environ if environment is None else environment
-
-    def value(match: re.Match[str]) -> str:
-        if match["escaped"]:
-            return match[0][1:]
-        reference = _VARIABLE.fullmatch(match["inside"])
-        if reference is None:
-            raise UsageError(
-                _(
-                    "{where}: {reference} is no environment variable; write ${{NAME}} or "
-                    "${{NAME:-default}}, and $${{ for a plain ${{"
-                ).format(where=where, reference=match[0])
-            )
-        name, default = reference["name"], reference["default"]
-        found = variables.get(name)
-        if default is not None:
-            return found or default.removeprefix(":-")
-        if found is None:
-            raise UsageError(
-                _(
-                    "{where}: the environment variable {name} is not set; set it or write "
-                    "${{{name}:-default}}"
-                ).format(where=where, name=name)
-            )
-        return found
-
-    return _REFERENCE.sub(value, text)
 
 
 def read_value(key: str, text: str, where: str) -> str:

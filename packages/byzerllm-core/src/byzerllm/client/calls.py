@@ -78,11 +78,15 @@ class ChatCall:
             return [LLMResponse(output="", input=prompt_text(chat))]
         return [to_response(chat, (yield chat), settings, model)]
 
-    def stream(self, settings: ModelSettings, meta: Callable[[], ModelMeta]) -> StreamRequest:
+    def stream(
+        self, settings: ModelSettings, meta: ModelMeta | Callable[[], ModelMeta]
+    ) -> StreamRequest:
         """The request of a stream; `meta` is asked only where the message may be one to speak."""
         media = media_of(self.conversations)
-        spoken = speech_request(meta().task, media, self.extra) if media is not None else None
-        return spoken or self.request(settings, stream=True)
+        if media is None:
+            return self.request(settings, stream=True)
+        known = meta if isinstance(meta, ModelMeta) else meta()
+        return speech_request(known.task, media, self.extra) or self.request(settings, stream=True)
 
     def request(self, settings: ModelSettings, *, stream: bool = False) -> GenerateRequest:
         return build_request(

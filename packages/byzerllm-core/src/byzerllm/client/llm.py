@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, get_args
 
 import msgspec
 
-from byzerllm.client.calls import ChatCall, plan_of
+from byzerllm.client.calls import ChatCall, Plan, plan_of
 from byzerllm.client.chat import Conversations, StreamReader, new_request_id
 from byzerllm.client.exchange import META, drive, drive_async
+from byzerllm.client.fallbacks import FALLBACK_ERRORS, Line
 from byzerllm.client.media import media_of
 from byzerllm.client.observers import Observers
 from byzerllm.client.settings import Settings, checked_setting
@@ -26,15 +26,10 @@ from byzerllm.client.types import (
     Metadata,
     StreamItem,
 )
+from byzerllm.environment import expand_all
 from byzerllm.errors import (
-    BadRequestError,
-    ByzerLLMError,
-    ContentFilteredError,
-    OverloadedError,
     ParameterError,
-    ProviderError,
     TemplateError,
-    WorkerDiedError,
 )
 from byzerllm.messages import normalise
 from byzerllm.plugins import get_plugins
@@ -61,7 +56,13 @@ from byzerllm.runtime.deployment import DeploymentSpec
 from byzerllm.runtime.wire import kind_of
 from byzerllm.templates import Template
 
-logger = logging.getLogger("byzerllm.client")
+if TYPE_CHECKING:
+    from byzerllm.client.implement import ImplementationCache, Implementer
+    from byzerllm.client.prompts import PromptFunction, Render
+    from byzerllm.client.sandbox import Limits, SandboxMode
+
+P = ParamSpec("P")
+R = TypeVar("R")
 _PIN_KINDS: tuple[RequestKind, ...] = get_args(RequestKind)
 _PIN_SPELLINGS = {"complete": "chat", "complete/chat": "chat"}
 
@@ -98,6 +99,7 @@ class ByzerLLM:
         self._runtime_name = runtime
         self._settings = Settings()
         self._observed: bool | None = None
+        self._written: ImplementationCache | None = None
         for name, value in options.items():
             self.setup(name, value)
 
@@ -106,7 +108,7 @@ class ByzerLLM:
     def setup(self, name: str, value: Any) -> Self:
         """Any deployment setting by name: `num_workers`, `gpus_per_worker`, `cpus_per_worker`,
         `worker_concurrency`, `infer_backend`, `load_balance_way`, `max_queue`, `resources`,
-        `node`, `project`, and `timeout` (seconds that one request may take)."""
+        `node`, `project`, `fallbacks`, and `timeout` (seconds that one request may take)."""
         canonical, checked = checked_setting(name, value)
         setattr(self._settings, canonical, checked)
         return self
@@ -278,6 +280,7 @@ class ByzerLLM:
         infer_params: Mapping[str, Any] | None = None,
         *,
         replace: bool = False,
+        check: bool = True,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """Deploy a model with the settings of this client.
@@ -286,7 +289,10 @@ class ByzerLLM:
             model_path: a file or folder on the workers' nodes, or `demo:`, `hf:`, `modelscope:`.
             pretrained_model_type: `custom/auto`, or `saas/NAME` for a hosted model.
             udf_name: the name that the model is called by.
-            infer_params: the backend's parameters.
+            infer_params: the backend's parameters; `${NAME}` in a text is taken from this
+                process's environment.
+            check: ask the vendor of a hosted model once whether key and model are right, where
+                that is free.
             replace: take the name from a running deployment; the new one is ready before the old
                 one drains, where resources allow.
             progress: called with (worker id, phase) while this waits.
@@ -304,7 +310,8 @@ class ByzerLLM:
             backend=settings.infer_backend,
             model_path=_absolute(model_path),
             model_type=pretrained_model_type,
-            infer_params=dict(infer_params or {}),
+            infer_params=expand_all(infer_params or {}, "infer_params"),
+            check=check,
             num_workers=settings.num_workers,
             gpus_per_worker=settings.gpus_per_worker,
             cpus_per_worker=settings.cpus_per_worker,
@@ -314,6 +321,7 @@ class ByzerLLM:
             resources=settings.resources,
             node=settings.node,
             project=settings.project,
+            fallbacks=settings.fallbacks,
         )
         return self.deploy_spec(spec, replace=replace, progress=progress)
 
@@ -534,7 +542,7 @@ class ByzerLLM:
             extra=extra_request_params,
             role_mapping=role_mapping,
         )
-        return self._stream_chat(call, self._models(model), delta_mode)
+        return self._stream_chat(call, model, delta_mode)
 
     def async_stream_chat_oai(
         self,
@@ -552,7 +560,84 @@ class ByzerLLM:
             extra=extra_request_params,
             role_mapping=role_mapping,
         )
-        return self._async_stream_chat(call, self._models(model), delta_mode)
+        return self._async_stream_chat(call, model, delta_mode)
+
+    # Functions that a model answers or writes.
+
+    def prompt(
+        self,
+        model: str | None = None,
+        render: Render = "jinja2",
+        check_result: bool = False,
+        options: Mapping[str, Any] = {},
+    ) -> Callable[[Callable[P, R]], PromptFunction[P, R]]:
+        """Make a function out of its docstring, which is the template of a question to this
+        client's model: `@llm.prompt()`. See `byzerllm.client.prompts`."""
+        from byzerllm.client.prompts import prompt
+
+        chosen = {"model": model, **options} if model is not None else options
+        return prompt(self, render, check_result, chosen)
+
+    def impl(
+        self,
+        instruction: str | None = None,
+        model: str | None = None,
+        verbose: bool = False,
+        skip_cache: bool = False,
+        *,
+        sandbox: SandboxMode = "namespaces",
+        limits: Limits | Mapping[str, Any] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> Implementer:
+        """Let the model write the body of a function: `@llm.impl()`.
+
+        Args:
+            instruction: what is asked of the function; None asks for what its docstring says.
+            verbose: show what is asked, written and returned.
+            skip_cache: ask at every call and keep nothing.
+            sandbox: where the written code runs: `namespaces` (Linux), `process` (limits only), or
+                `inprocess` (no protection at all).
+            limits: of the sandbox, by name.
+            cache_dir: a folder that keeps written functions between runs of a program.
+        """
+        from byzerllm.client.implement import Implementer
+
+        return Implementer(
+            chat=self._planned,
+            async_chat=self._async_planned,
+            model_name=self._model,
+            cache=self._implementations(),
+            instruction=instruction,
+            model=model,
+            verbose=verbose or self.verbose,
+            skip_cache=skip_cache,
+            sandbox=sandbox,
+            limits=limits,
+            cache_dir=cache_dir,
+        )
+
+    def clear_impl_cache(
+        self,
+        model: str | None = None,
+        full_func_name: str | None = None,
+        instruction: str | None = None,
+    ) -> None:
+        """Forget functions that models wrote: all, or those of a model, a function (its full name:
+        module and qualified name) or an instruction."""
+        self._implementations().clear(model, full_func_name, instruction)
+
+    def _implementations(self) -> ImplementationCache:
+        from byzerllm.client.implement import ImplementationCache
+
+        if self._written is None:
+            self._written = ImplementationCache()
+        return self._written
+
+    def _planned(self, question: str, plan: Plan, model: str | None) -> list[Any]:
+        return self._chat(ChatCall(conversations=question, plan=plan), model)
+
+    async def _async_planned(self, question: str, plan: Plan, model: str | None) -> list[Any]:
+        return await self._async_chat(ChatCall(conversations=question, plan=plan), model)
 
     # Embeddings and the tokenizer.
 
@@ -615,110 +700,107 @@ class ByzerLLM:
             )
         return name
 
-    def _models(self, model: str | None) -> list[str]:
-        """The model and those that stand in for it, in their order."""
-        name = self._model(model)
-        return [name, *self._settings.of(name).fallbacks]
+    def _line(self, model: str | None) -> Line:
+        return Line(self._model(model), self._fallbacks)
+
+    def _fallbacks(self, model: str) -> Sequence[str]:
+        """What this client was told, else what the deployment says."""
+        return self._settings.of(model).fallbacks or self._runtime.fallbacks(model)
 
     def _chat(self, call: ChatCall, model: str | None) -> list[Any]:
         limit = call.timeout
-        for name, is_last in _with_last(self._models(model)):
+        line = self._line(model)
 
-            def answer(step: Any, name: str = name) -> Any:
-                return self._meta(name) if step is META else self._call(name, step, limit)
+        def answer(step: Any) -> Any:
+            return self._meta(line.name) if step is META else self._call(line.name, step, limit)
 
+        while True:
             try:
-                return drive(call.exchange(name, self._settings.of(name)), answer)
+                return drive(call.exchange(line.name, self._settings.of(line.name)), answer)
             except FALLBACK_ERRORS as error:
-                if is_last or not falls_back(error):
-                    raise
-                _log_fallback(name, error)
-        raise AssertionError("unreachable: the last model's error is raised")
+                line.advance(error)
 
     async def _async_chat(self, call: ChatCall, model: str | None) -> list[Any]:
         limit = call.timeout
-        for name, is_last in _with_last(self._models(model)):
+        line = self._line(model)
 
-            async def answer(step: Any, name: str = name) -> Any:
-                if step is META:
-                    return await self._async_meta(name)
-                return await self._async_call(name, step, limit)
+        async def answer(step: Any) -> Any:
+            if step is META:
+                return await self._async_meta(line.name)
+            return await self._async_call(line.name, step, limit)
 
+        while True:
             try:
-                return await drive_async(call.exchange(name, self._settings.of(name)), answer)
+                exchange = call.exchange(line.name, self._settings.of(line.name))
+                return await drive_async(exchange, answer)
             except FALLBACK_ERRORS as error:
-                if is_last or not falls_back(error):
-                    raise
-                _log_fallback(name, error)
-        raise AssertionError("unreachable: the last model's error is raised")
+                line.advance(error)
 
-    def _stream_chat(
-        self, call: ChatCall, names: Sequence[str], delta: bool
-    ) -> Iterator[StreamItem]:
-        # Wrong parameters are said here, not at the first item.
-        limit = call.timeout
-        settings = self._settings.of(names[0])
-        request = call.stream(settings, functools.partial(self._meta, names[0]))
-        return self._stream_with_fallbacks(call, names, request, delta, limit)
+    def _stream_chat(self, call: ChatCall, model: str | None, delta: bool) -> Iterator[StreamItem]:
+        line = self._line(model)
+        # Made here, so that wrong parameters are said before the first item is asked for.
+        first = self._stream_request(call, line.name)
+        return self._stream_line(call, line, first, delta, call.timeout)
 
-    def _stream_with_fallbacks(
+    def _stream_request(self, call: ChatCall, name: str) -> StreamRequest:
+        return call.stream(self._settings.of(name), functools.partial(self._meta, name))
+
+    def _stream_line(
         self,
         call: ChatCall,
-        names: Sequence[str],
-        first: StreamRequest,
+        line: Line,
+        request: StreamRequest,
         delta: bool,
         limit: float | None,
     ) -> Iterator[StreamItem]:
-        for name, is_last in _with_last(names):
-            request = first
-            if name != names[0]:
-                settings = self._settings.of(name)
-                request = call.stream(settings, functools.partial(self._meta, name))
+        while True:
             started = False
             try:
-                with closing(self._stream(name, request, delta, limit)) as items:  # type: ignore[type-var]
+                with closing(self._stream(line.name, request, delta, limit)) as items:  # type: ignore[type-var]
                     for item in items:
                         started = True
                         yield item
                 return
             except FALLBACK_ERRORS as error:
-                if started or is_last or not falls_back(error):
+                if started:
                     raise
-                _log_fallback(name, error)
+                line.advance(error)
+            request = self._stream_request(call, line.name)
 
     def _async_stream_chat(
-        self, call: ChatCall, names: Sequence[str], delta: bool
+        self, call: ChatCall, model: str | None, delta: bool
     ) -> AsyncIterator[StreamItem]:
+        line = self._line(model)
         first = None
         if media_of(call.conversations) is None:
-            first = call.request(self._settings.of(names[0]), stream=True)
-        return self._async_stream_with_fallbacks(call, names, first, delta, call.timeout)
+            first = call.request(self._settings.of(line.name), stream=True)
+        return self._async_stream_line(call, line, first, delta, call.timeout)
 
-    async def _async_stream_with_fallbacks(
+    async def _async_stream_line(
         self,
         call: ChatCall,
-        names: Sequence[str],
-        first: StreamRequest | None,
+        line: Line,
+        request: StreamRequest | None,
         delta: bool,
         limit: float | None,
     ) -> AsyncIterator[StreamItem]:
-        for name, is_last in _with_last(names):
+        while True:
             started = False
             try:
-                if first is not None and name == names[0]:
-                    request = first
-                else:
-                    meta = await self._async_meta(name)
-                    request = call.stream(self._settings.of(name), functools.partial(_same, meta))
-                async with aclosing(self._async_stream(name, request, delta, limit)) as items:  # type: ignore[type-var]
-                    async for item in items:
+                if request is None:
+                    meta = await self._async_meta(line.name)
+                    request = call.stream(self._settings.of(line.name), meta)
+                items = self._async_stream(line.name, request, delta, limit)
+                async with aclosing(items) as source:  # type: ignore[type-var]
+                    async for item in source:
                         started = True
                         yield item
                 return
             except FALLBACK_ERRORS as error:
-                if started or is_last or not falls_back(error):
+                if started:
                     raise
-                _log_fallback(name, error)
+                line.advance(error)
+            request = None
 
     def _meta(self, model: str) -> ModelMeta:
         """What the model is, from memory where this process has called it before."""
@@ -808,26 +890,6 @@ class ByzerLLM:
         if self._observed is None:
             self._observed = get_plugins().observes_requests() or self.verbose
         return self._observed
-
-
-FALLBACK_ERRORS = (ProviderError, OverloadedError, WorkerDiedError)
-
-
-def falls_back(error: ByzerLLMError) -> bool:
-    """Whether another model may do better: not where the request itself is at fault."""
-    return not isinstance(error, BadRequestError | ContentFilteredError)
-
-
-def _with_last(names: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    return ((name, index == len(names) - 1) for index, name in enumerate(names))
-
-
-def _log_fallback(name: str, error: ByzerLLMError) -> None:
-    logger.warning("%s: %s: %s; asking its fallback", name, type(error).__name__, error)
-
-
-def _same(meta: ModelMeta) -> ModelMeta:
-    return meta
 
 
 def _answered(answer: Result, reader: StreamReader) -> Iterator[StreamItem]:

@@ -55,6 +55,7 @@ class Settings:
     resources: dict[str, float] = field(default_factory=dict)
     node: str = ""
     project: str = ""
+    fallbacks: list[str] = field(default_factory=list)
     timeout: float = DEFAULT_TIMEOUT
     default_model_name: str | None = None
     default_emb_model_name: str | None = None
@@ -77,6 +78,7 @@ PLAIN_SETTINGS: dict[str, Callable[[Any], Any]] = {
     "resources": dict,
     "node": str,
     "project": str,
+    "fallbacks": list,
     "timeout": float,
 }
 """What `setup(name, value)` takes, and the type of each."""

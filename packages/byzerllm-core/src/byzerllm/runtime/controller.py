@@ -115,6 +115,7 @@ class Deployment:
             balancer=self.spec.balancer,
             retryable=self.backend.retryable,
             workers=[WorkerEntry(w.id, w.index) for w in self.ready_workers()],
+            fallbacks=self.asked.fallbacks,
         )
 
 
@@ -411,6 +412,8 @@ class Controller:
                 index,
                 group.handle,
                 group.name,
+                # Once per deployment, by one worker: never when one is replaced or added.
+                deployment.spec.check and deployment.state == "starting" and index == 0,
             )
         )
         return LiveWorker(worker_id, index, handle, group)

@@ -49,6 +49,8 @@ class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
         node: address of the node that the workers must run on; empty is anywhere.
         disabled_plugins: entry points that the workers leave out too.
         project: label of the `byzerllm up` file that asked for it.
+        fallbacks: models that answer chats when this one is overloaded or its vendor fails.
+        check: ask the vendor of a hosted model once whether key and model are right.
     """
 
     model: str
@@ -66,6 +68,8 @@ class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
     node: str = ""
     disabled_plugins: list[str] = []
     project: str = ""
+    fallbacks: list[str] = []
+    check: bool = True
 
     def fingerprint(self) -> str:
         """A digest of all fields: equal for specs that ask for the same."""
@@ -218,6 +222,8 @@ def _check_numbers(spec: DeploymentSpec) -> None:
         raise _refused("num_workers", f"at least 1 (got {spec.num_workers})")
     if spec.worker_concurrency < 0:
         raise _refused("worker_concurrency", f"at least 1 (got {spec.worker_concurrency})")
+    if spec.model in spec.fallbacks:
+        raise _refused("fallbacks", f"{spec.model!r} cannot be its own fallback")
     if spec.max_queue < 0:
         raise _refused("max_queue", f"at least 0 (got {spec.max_queue})")
     _check_amount("gpus_per_worker", spec.gpus_per_worker)

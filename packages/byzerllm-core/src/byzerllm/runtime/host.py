@@ -53,6 +53,7 @@ from byzerllm.requests import (
     add_tool_calls,
     generation_names,
 )
+from byzerllm.runtime.breaker import CircuitBreaker
 from byzerllm.runtime.deployment import DeploymentSpec, backend_of, redact, redact_data
 from byzerllm.sources import resolve_path
 
@@ -201,15 +202,18 @@ class Host:
         worker_index: int = 0,
         placement_group: Any = None,
         report: Callable[[str], None] = lambda phase: None,
+        check: bool = False,
     ) -> None:
         self.spec = spec
         self.backend_spec: BackendSpec = backend_of(spec, plugins)
         self.admission = Admission(spec.worker_concurrency, spec.max_queue)
         self.counters = Counters()
+        self.breaker = CircuitBreaker(spec.model) if self.backend_spec.hosted else None
         self._plugins = plugins
         self._index = worker_index
         self._placement_group = placement_group
         self._report = report
+        self._check_vendor = check
         self._backend: Backend | None = None
 
     @property
@@ -265,8 +269,20 @@ class Host:
             report=self._report,
         )
         created = await cls.create(context)
-        await created.health()
+        try:
+            await created.health()
+            if self._check_vendor:
+                self._report("checking key and model")
+                await created.check()
+        except BaseException:
+            await created.close()
+            raise
         return created
+
+    def set_share(self, share: float) -> None:
+        """This worker's part of the limits that the whole deployment has."""
+        if self._backend is not None:
+            self._backend.set_share(share)
 
     async def answer(self, request: Request) -> Result:
         """The whole result of any request."""
@@ -291,7 +307,7 @@ class Host:
         """Chunks as the backend makes them; the last one has its times filled in."""
         if isinstance(request, GenerateRequest):
             self._check(request)
-        await self.admission.enter()
+        await self._enter()
         meter = Meter(self.counters)
         texts: list[str] = []
         begun = False
@@ -303,6 +319,7 @@ class Host:
                     begun = True
                     yield chunk
             meter.ended(self.spec)
+            self._succeeded()
         except Exception as error:
             self.counters.failed += 1
             if begun and isinstance(error, _BREAKS):
@@ -318,7 +335,7 @@ class Host:
 
     async def _generate_whole(self, request: GenerateRequest) -> GenerateResult:
         self._check(request)
-        await self.admission.enter()
+        await self._enter()
         meter = Meter(self.counters)
         texts: list[str] = []
         reasoning: list[str] = []
@@ -335,8 +352,9 @@ class Host:
                     logprobs += chunk.logprobs
                     add_tool_calls(tool_calls, chunk.tool_calls)
             last = meter.ended(self.spec)
-        except Exception:
-            self.counters.failed += 1
+            self._succeeded()
+        except Exception as error:
+            self._failed(error)
             raise
         finally:
             self.admission.leave(meter.seconds())
@@ -369,18 +387,33 @@ class Host:
         )
 
     async def _admitted(self, method: Callable[[Any], Any], request: Request) -> Result:
-        await self.admission.enter()
+        await self._enter()
         start = time.monotonic()
         try:
             result: Result = await method(request)
-        except Exception:
-            self.counters.failed += 1
+        except Exception as error:
+            self._failed(error)
             raise
         else:
             self.counters.done += 1
+            self._succeeded()
             return result
         finally:
             self.admission.leave(time.monotonic() - start)
+
+    async def _enter(self) -> None:
+        if self.breaker is not None:
+            self.breaker.enter()
+        await self.admission.enter()
+
+    def _succeeded(self) -> None:
+        if self.breaker is not None:
+            self.breaker.succeeded()
+
+    def _failed(self, error: Exception) -> None:
+        self.counters.failed += 1
+        if self.breaker is not None:
+            self.breaker.failed(error)
 
     def _check(self, request: GenerateRequest) -> None:
         if not request.messages and request.prompt is None:
@@ -417,6 +450,7 @@ class Host:
             "generated_tokens": counters.generated_tokens,
             "tokens_per_second": counters.tokens_per_second(),
             "ttft_p50": counters.ttft_p50(),
+            "cooling": self.breaker.cooling if self.breaker is not None else 0.0,
         }
 
     async def close(self) -> None:

@@ -95,6 +95,10 @@ class LocalRuntime:
         """What the model is, as it said when it was deployed."""
         return self._get(model).meta
 
+    def fallbacks(self, model: str) -> list[str]:
+        deployment = self._deployments.get(model)
+        return deployment.asked.fallbacks if deployment is not None else []
+
     async def meta(self, model: str, *, timeout: float) -> ModelMeta:
         """As `known_meta`, never None."""
         known = self.known_meta(model)
@@ -298,7 +302,13 @@ class LocalRuntime:
         try:
             for index in range(first, count):
                 report = functools.partial(progress, f"local-{index}") if progress else _silent
-                host = Host(deployment.spec, get_plugins(), worker_index=index, report=report)
+                host = Host(
+                    deployment.spec,
+                    get_plugins(),
+                    worker_index=index,
+                    report=report,
+                    check=deployment.spec.check and index == 0,
+                )
                 await host.load()
                 deployment.hosts.append(host)
                 deployment.views.append(WorkerView(f"local-{index}", index))
@@ -306,6 +316,7 @@ class LocalRuntime:
         except BaseException:
             await self._close(deployment, first)
             raise
+        _share_out(deployment)
 
     async def _scale(
         self, deployment: LocalDeployment, count: int, progress: Progress | None
@@ -322,6 +333,7 @@ class LocalRuntime:
         del deployment.hosts[keep:], deployment.views[keep:]
         for host in ended:
             await host.close()
+        _share_out(deployment)
 
     async def _undeploy(self, deployment: LocalDeployment, force: bool) -> None:
         self._deployments.pop(deployment.spec.model, None)
@@ -338,6 +350,11 @@ class LocalRuntime:
         if deployment is None:
             raise ModelNotFoundError.unknown(model, self._deployments)
         return deployment
+
+
+def _share_out(deployment: LocalDeployment) -> None:
+    for host in deployment.hosts:
+        host.set_share(1 / len(deployment.hosts))
 
 
 def _silent(phase: str) -> None:

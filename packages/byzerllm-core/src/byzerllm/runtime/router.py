@@ -250,6 +250,11 @@ class Router:
             return None
         return known[1]
 
+    def fallbacks(self, model: str) -> list[str]:
+        """What the deployment says of them, as far as this process knows its table."""
+        route = self._routes.get(model)
+        return route.entry.fallbacks if route is not None else []
+
     async def meta(self, model: str, *, timeout: float) -> ModelMeta:
         """What the model is; asked for once per deployment."""
         known = self.known_meta(model)

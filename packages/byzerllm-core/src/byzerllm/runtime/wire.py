@@ -69,6 +69,7 @@ class TableEntry(Struct, kw_only=True):
     balancer: str
     retryable: bool
     workers: list[WorkerEntry]
+    fallbacks: list[str] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -125,7 +125,14 @@ class Worker:
     """See the module. Made by the controller only; all arguments are plain data."""
 
     def __init__(
-        self, spec: bytes, asked: bytes, worker_id: str, index: int, group: Any, group_name: str
+        self,
+        spec: bytes,
+        asked: bytes,
+        worker_id: str,
+        index: int,
+        group: Any,
+        group_name: str,
+        check: bool = False,
     ) -> None:
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -154,6 +161,7 @@ class Worker:
             worker_index=index,
             placement_group=group,
             report=self._report,
+            check=check,
         )
 
     def _report(self, phase: str) -> None:
@@ -338,6 +346,9 @@ class Worker:
         self._asked = asked
         self._version = version
         self._generation = generation
+        share = 1 / decode_spec(asked).num_workers
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._host.set_share, share)
 
     @_on_actor(concurrency_group="control")
     async def ping(self) -> float:
