@@ -4,27 +4,50 @@ error or a harmless result, and the caller is as it was."""
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
+import enum
+import json
 import os
+import pathlib
+import shutil
 import socket
+import subprocess
 import sys
 import textwrap
 import threading
 import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import psutil
+import pydantic
 import pytest
+from hypothesis import given
 
-from byzerllm.client.sandbox import Limits, run_function
+from byzerllm.client import sandbox as module
+from byzerllm.client.sandbox import (
+    Limits,
+    Outcome,
+    SandboxMode,
+    isolation,
+    mechanism,
+    run_function,
+    wire,
+)
 from byzerllm.errors import (
     GeneratedFunctionError,
+    ParameterError,
     SandboxCrashError,
     SandboxError,
     SandboxMemoryError,
     SandboxResultError,
     SandboxTimeoutError,
+    SandboxUnavailableError,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces are a part of Linux")
@@ -239,7 +262,13 @@ SNIPPETS = [
     ),
     hostile(
         "printing half a gigabyte",
-        "import os\ndef f():\n    for _ in range(500): os.write(2, b'x' * (1 << 20))\n    return 'done'",
+        """
+        import os
+        def f():
+            for _ in range(500):
+                os.write(2, b"x" * (1 << 20))
+            return "done"
+        """,
         harmless=lambda value: value == "done",
     ),
     hostile(
@@ -321,6 +350,7 @@ SNIPPETS = [
                         pass
             return "alive"
         """,
+        SandboxCrashError,
         harmless=lambda value: value == "alive",
     ),
     hostile(
@@ -328,8 +358,8 @@ SNIPPETS = [
         """
         import os
         def f():
-            found = [n for n in os.listdir("/proc") if n.isdigit()] if os.path.isdir("/proc") else []
-            return len(found)
+            seen = os.listdir("/proc") if os.path.isdir("/proc") else []
+            return len([name for name in seen if name.isdigit()])
         """,
         harmless=lambda value: value <= 4,
     ),
@@ -391,7 +421,12 @@ SNIPPETS = [
     ),
     hostile(
         "huge file",
-        "def f():\n    with open('/tmp/x', 'wb') as x:\n        for _ in range(100): x.write(b'x' * (1 << 20))",
+        """
+        def f():
+            with open("x", "wb") as x:
+                for _ in range(100):
+                    x.write(b"x" * (1 << 20))
+        """,
         GeneratedFunctionError,
     ),
     hostile(
@@ -406,8 +441,14 @@ SNIPPETS = [
     ),
     hostile(
         "files without end",
-        "def f():\n    i = 0\n    while True:\n        i += 1\n        open(f'/tmp/{i}', 'w').close()",
+        """
+        def f():
+            for i in range(100_000):
+                open(f"{i}", "w").close()
+        """,
         GeneratedFunctionError,
+        # It cannot count files.
+        harmless=lambda value: mechanism() == "bubblewrap",
     ),
     hostile(
         "descriptors without end",
@@ -591,26 +632,338 @@ def unharmed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert psutil.Process().num_fds() == descriptors
 
 
+def ended(code: str, sandbox: Any, limits: Limits) -> Outcome | SandboxError:
+    try:
+        return run_function(code, "f", sandbox=sandbox, limits=limits)
+    except SandboxError as error:
+        return error
+
+
 def ends_as_it_must(snippet: Hostile, sandbox: Any, home: Path, port: int) -> None:
     source = f"HOME = {str(home)!r}\nPORT = {port}\n{snippet.code}"
     memory = psutil.Process().memory_info().rss
     started = time.monotonic()
-    try:
-        outcome = run_function(source, "f", sandbox=sandbox, limits=snippet.limits)
-    except SandboxError as error:
-        assert isinstance(error, snippet.errors), (type(error), str(error))
-        assert type(error) is not SandboxError
-        assert error.code == source
-        assert len(str(error)) < 10_000
-    else:
-        assert snippet.harmless is not None, f"it returned {outcome.value!r:.200}"
-        assert snippet.harmless(outcome.value), f"{outcome.value!r:.200}"
-        assert len(outcome.output) <= snippet.limits.output
+    end = ended(source, sandbox, snippet.limits)
     assert time.monotonic() - started < snippet.limits.seconds + REPLY_SECONDS
     assert psutil.Process().memory_info().rss - memory < 64 * MIB
+    if isinstance(end, Outcome):
+        assert snippet.harmless is not None, f"it returned {end.value!r:.200}"
+        assert snippet.harmless(end.value), f"{end.value!r:.200}"
+        assert len(end.output) <= snippet.limits.output
+        return
+    assert isinstance(end, snippet.errors), (type(end), str(end))
+    assert type(end) is not SandboxError
+    assert end.code == source
+    assert len(str(end)) < 10_000
 
 
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.name)
 def test_hostile_code(snippet: Hostile, home: Path, port: int) -> None:
     ends_as_it_must(snippet, "namespaces", home, port)
+
+
+IN_A_PROCESS = [
+    "endless loop", "endless loop beside the clock", "memory bomb", "crash by ctypes",
+    "printing half a gigabyte", "returning a pickle that runs code", "huge result", "huge file",
+    "descriptors without end", "a daemon", "threads that never end", "reading the environment",
+    "closing the result pipe", "forging the result", "deaf to signals", "os._exit", "sys.exit",
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("name", IN_A_PROCESS)
+def test_limits_hold_without_isolation(name: str, home: Path, port: int) -> None:
+    (snippet,) = [snippet for snippet in SNIPPETS if snippet.name == name]
+    if name == "reading the environment":
+        snippet = dataclasses.replace(snippet, harmless=lambda value: "SECRET" not in repr(value))
+    ends_as_it_must(snippet, "process", home, port)
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_a_process_that_kills_its_supervisor_is_named() -> None:
+    code = "import os, signal\ndef f():\n    os.kill(os.getppid(), signal.SIGKILL)\n    return 1"
+    with pytest.raises(SandboxCrashError, match="without a report"):
+        run_function(code, "f", sandbox="process", limits=LIMITS)
+
+
+# What crosses.
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Unit(enum.IntEnum):
+    ONE = 1
+
+
+class Inner(pydantic.BaseModel):
+    when: datetime.date
+    tags: set[str]
+
+
+class Outer(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    inner: Inner
+    many: list[Inner]
+    from_: int = pydantic.Field(0, alias="from")
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: tuple[int, ...]
+
+
+UTC = datetime.UTC
+PLAIN = [
+    None, True, 0, -(2**62), 2**63, -(2**200), 1.5, -0.0, float("inf"), "", "é\n\x00\"\\\ud800",
+    b"\x00\xff", [], [1, [2]], (), (1, (2,)), set(), {1, "a"}, frozenset({1}), {}, {"$": 1, "v": 2},
+    {1: "a", (1, 2): "b"}, 1 + 2j, datetime.datetime(2024, 2, 29, 1, 2, 3, 4, UTC),
+    datetime.date(2024, 2, 29), datetime.time(1, 2, 3), datetime.timedelta(-1, 2, 3),
+    decimal.Decimal("1.10"), uuid.UUID(int=5), pathlib.PurePath("a/b"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", PLAIN, ids=repr)
+@pytest.mark.parametrize("sandbox", ["namespaces", "inprocess"])
+def test_data_comes_back_as_it_went(value: Any, sandbox: Any) -> None:
+    code = "def f(value):\n    return [type(value).__name__, value]"
+    kind, back = run_function(code, "f", {"value": value}, sandbox=sandbox).value
+    assert back == value
+    assert type(back) is type(value)
+    assert kind == type(value).__name__
+
+
+def test_numbers_that_json_does_not_know() -> None:
+    value = run_function("def f():\n    return float('nan'), -float('inf')", "f").value
+    assert repr(value) == "(nan, -inf)"
+
+
+def test_models_arrive_as_records_or_as_the_class_of_the_code() -> None:
+    inner = Inner(when=datetime.date(2024, 1, 2), tags={"a"})
+    outer = {"o": Outer.model_validate({"inner": inner, "many": [inner], "from": 3, "more": 1})}
+    code = """
+    def f(o, p, c, u):
+        assert o.inner.when.year == o["inner"]["when"].year == 2024
+        assert o.many[0].tags == {"a"} and o.more == 1 and o.from_ == 3
+        return p.x + p.y[0], c, u
+    """
+    point = {"p": Point(1, (2,)), "c": Colour.RED, "u": Unit.ONE}
+    done = run_function(textwrap.dedent(code), "f", {**outer, **point})
+    assert done.value == (3, "red", 1)
+    code = """
+    import dataclasses, datetime, enum, pydantic
+    @dataclasses.dataclass
+    class Point:
+        x: int
+        y: tuple
+    class Inner(pydantic.BaseModel):
+        when: datetime.date
+        tags: set[str]
+    class Colour(enum.Enum):
+        RED = "red"
+    def f(i, p, c):
+        return isinstance(i, Inner), isinstance(p, Point), c is Colour.RED
+    """
+    arguments = {"i": inner, "p": Point(1, ()), "c": Colour.RED}
+    done = run_function(textwrap.dedent(code), "f", arguments)
+    assert done.value == (True, True, True)
+
+
+def test_results_of_the_codes_own_classes_are_plain_data() -> None:
+    code = """
+    from __future__ import annotations
+    import dataclasses, enum, pydantic
+    class Kind(enum.Enum):
+        A = "a"
+    @dataclasses.dataclass
+    class Point:
+        x: int
+    class Model(pydantic.BaseModel):
+        point: Point
+        kind: Kind
+        from_: int = pydantic.Field(alias="from")
+    def f():
+        return Model.model_validate({"point": {"x": 1}, "kind": "a", "from": 2})
+    """
+    done = run_function(textwrap.dedent(code), "f")
+    assert done.value == {"point": {"x": 1}, "kind": "a", "from": 2}
+
+
+def test_installed_packages_can_be_imported() -> None:
+    code = "import pydantic, yaml\ndef f():\n    return yaml.safe_load('[1]'), pydantic.VERSION"
+    assert run_function(code, "f").value == ([1], pydantic.VERSION)
+
+
+def test_coroutines_are_run_to_their_end() -> None:
+    code = "import asyncio\nasync def f(x):\n    await asyncio.sleep(0)\n    return x"
+    modes: list[SandboxMode] = ["namespaces", "process", "inprocess"]
+    for mode in modes:
+        assert run_function(code, "f", {"x": 1}, sandbox=mode).value == 1
+
+
+def test_output_is_kept_up_to_its_limit() -> None:
+    code = "def f():\n    print('é' * 5)\n    print('x' * 1000)"
+    done = run_function(code, "f", limits={"output": 20})
+    assert done.output == "ééééé\n" + "x" * 9
+    assert done.printed == 10 + 1 + 1001
+
+
+def test_the_clock_of_the_caller_is_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    code = "import datetime\ndef f():\n    return datetime.datetime.now().astimezone().utcoffset()"
+    assert run_function(code, "f").value == datetime.timedelta(hours=8)
+
+
+@pytest.mark.parametrize("sandbox", ["namespaces", "process", "inprocess"])
+def test_errors_carry_the_lines_of_the_code(sandbox: Any) -> None:
+    code = "def f(x):\n    y = 0\n    return x / y"
+    with pytest.raises(GeneratedFunctionError) as caught:
+        run_function(code, "f", {"x": 1}, sandbox=sandbox)
+    assert "raised ZeroDivisionError: division by zero" in str(caught.value)
+    trace = caught.value.remote_traceback
+    assert 'File "<generated>", line 3, in f' in trace
+    assert "return x / y" in trace
+    assert "runner.py" not in trace
+
+
+def test_an_argument_that_is_not_data_is_refused() -> None:
+    with pytest.raises(ParameterError, match=r"'x'.*function is not data"):
+        run_function("def f(x): ...", "f", {"x": lambda: 1})
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(ParameterError, match="'x'"):
+        run_function("def f(x): ...", "f", {"x": loop})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"$": "set", "v": [[1]]}, {"$": "nothing", "v": 1}, {"$": "int", "v": 5}, {"$": []},
+        {"$": "bytes", "v": "%"}, {"$": "decimal", "v": "x"}, {"$": "record", "v": 1},
+        {"$": "timedelta", "v": [10**20, 0, 0]}, {"$": "fraction", "v": [1, 0]}, {"$": "dict"},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_value_is_refused(data: Any) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode(data)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+        | st.floats(allow_nan=False) | st.decimals(allow_nan=False) | st.dates() | st.uuids(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+        max_leaves=20,
+    )
+)  # fmt: skip
+def test_every_value_reads_back(value: Any) -> None:
+    text = wire.dumps(wire.encode(value)).encode(errors="surrogatepass")
+    assert wire.decode(json.loads(text)) == value
+
+
+# Options, and machines that are different.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sandbox": "proces"}, "did you mean 'process'"),
+        ({"limits": {"second": 1}}, "did you mean 'seconds'"),
+        ({"limits": {"seconds": 0}}, "above 0"),
+        ({"limits": {"memory": "1G"}}, "a number above 0"),
+    ],
+)
+def test_wrong_options_are_named(options: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        run_function("def f(): ...", "f", **options)
+
+
+def test_without_namespaces_the_ways_out_are_named() -> None:
+    """A kernel that refuses namespaces, played by one whose limit of them is 0."""
+    code = f"""
+    import sys
+    sys.path[:] = {sys.path!r}
+    from byzerllm.client.sandbox import run_function
+    from byzerllm.errors import SandboxUnavailableError
+    try:
+        run_function("def f(): return 1", "f")
+    except SandboxUnavailableError as error:
+        print(error)
+    print(run_function("def f(): return 1", "f", sandbox="process").value)
+    """
+    script = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-Ur", "sh", "-c", script, "sh", sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert 'sandbox="process"' in done.stdout, done.stderr
+    assert 'sandbox="inprocess"' in done.stdout
+    assert "unshare(namespaces)" in done.stdout
+    assert done.stdout.endswith("\n1\n")
+
+
+def test_another_system_has_no_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(module, "_probed", module._probed.__wrapped__)
+    with pytest.raises(SandboxUnavailableError, match=r"darwin.*sandbox=.process"):
+        run_function("def f(): ...", "f")
+
+
+def test_root_is_somebody_else_outside_too() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the caller is not root")
+    code = "import time\ndef f():\n    time.sleep(3)"
+    thread = threading.Thread(target=ended, args=(code, "namespaces", SHORT))
+    thread.start()
+    deadline = time.monotonic() + 5
+    seen: set[int] = set()
+    while time.monotonic() < deadline and isolation.NOBODY not in seen:
+        for child in psutil.Process().children(recursive=True):
+            try:
+                seen.add(child.uids().real)
+            except psutil.NoSuchProcess:
+                continue
+    thread.join()
+    assert isolation.NOBODY in seen
+
+
+IN_BUBBLEWRAP = [
+    "sleep for ever", "fork bomb", "memory bomb of several processes", "reading the home folder",
+    "listing every file", "writing outside", "writing into the root", "opening a socket",
+    "changing the Python installation", "killing everything by number", "many full files",
+    "namespaces of its own", "looking at others in /proc", "a daemon", "becoming root", "a shell",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize("name", IN_BUBBLEWRAP)
+@pytest.mark.usefixtures("unharmed")
+def test_hostile_code_in_bubblewrap(
+    name: str, home: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (snippet,) = [snippet for snippet in SNIPPETS if snippet.name == name]
+    monkeypatch.setattr(module, "_probed", lambda: "bubblewrap")
+    assert mechanism() == "bubblewrap"
+    ends_as_it_must(snippet, "namespaces", home, port)
+
+
+def test_calls_run_side_by_side() -> None:
+    code = "import time\ndef f(x):\n    time.sleep(0.3)\n    return x"
+    started = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(run_function, code, "f", {"x": x}) for x in range(8)]
+        assert [call.result().value for call in calls] == list(range(8))
+    assert time.monotonic() - started < 8 * 0.3
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_is_a_program_whose_jumps_stay_inside(machine: str) -> None:
+    program = isolation._filter_program(machine)
+    assert program[-1] == (0x06, 0, 0, 0x7FFF0000)
+    for index, (_, if_true, if_false, _) in enumerate(program):
+        assert index + 1 + max(if_true, if_false) < len(program) or program[index][0] == 0x06
+    assert isolation._filter_program("vax") == []

@@ -32,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from byzerllm.client.sandbox import runner, wire
 from byzerllm.errors import (
@@ -55,7 +55,8 @@ _MIB = 1 << 20
 _NOBODY = "65534"
 _STARTING_SECONDS = 30.0
 _REPORT_SLACK = 256 << 10
-_PROBE = "def probe():\n    return 1\n"
+# The import sees whether the installation can be read inside.
+_PROBE = "import json\n\ndef probe():\n    return 1\n"
 _WAYS_OUT = (
     'sandbox="process" runs generated code in a child process with limits but without isolation, '
     'and sandbox="inprocess" in this process with neither; both must be asked for'
@@ -213,9 +214,14 @@ def _evaluate(source: str, function: str, arguments: dict[str, Any]) -> Outcome:
     started = time.monotonic()
     name = f"byzerllm_generated_{next(_NUMBERS)}"
     try:
-        value = runner.call(runner.load(source, name), function, arguments)
+        returned = runner.call(runner.load(source, name), function, arguments)
+        value = wire.decode(wire.encode(returned, by_alias=True))
     except runner.MissingFunctionError as error:
         raise GeneratedFunctionError(str(error), code=source) from None
+    except wire.NotDataError as error:
+        raise GeneratedFunctionError(
+            f"the result of generated function {function!r} is not data: {error}", code=source
+        ) from None
     except BaseException as error:
         raise _raised(function, source, runner.describe(error, source)) from None
     finally:
@@ -572,9 +578,7 @@ def _failed(
             return GeneratedFunctionError(message, **about)
         case "not_data":
             return GeneratedFunctionError(
-                f"the result of generated function {function!r} cannot leave the sandbox: "
-                f"{message}",
-                **about,
+                f"the result of generated function {function!r} is not data: {message}", **about
             )
     return _raised(function, about.pop("code"), error, **about)
 

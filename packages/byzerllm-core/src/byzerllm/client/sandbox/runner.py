@@ -5,9 +5,9 @@ and runs the function; the first one stays its supervisor: it reads what the fun
 returns, up to the limits, watches time and memory, and writes one report for the caller. What the
 function's process sends is data to it that is passed on unread.
 
-The report: a line of JSON (`outcome`, `status`, `cpu`, `seconds`, `printed`, and the number of bytes of
-the two parts that follow), the result in JSON, the output. The standard library alone: this is
-loaded without the package.
+The report: a line of JSON (`outcome`, `status`, `cpu`, `seconds`, `printed`, and in `result` and
+`output` the bytes of the two parts that follow), the result in JSON, the output. The standard
+library alone: this is loaded without the package.
 """
 
 from __future__ import annotations
@@ -328,10 +328,12 @@ class _Supervisor:
         }
 
     def _is_too_large(self) -> bool:
-        return len(self.result) > self.limits["result"] + _ERROR_BYTES
+        most: int = self.limits["result"] + _ERROR_BYTES
+        return len(self.result) > most
 
     def _out_of_cpu(self, code: int, cpu: float) -> bool:
-        return code == -_SIGKILL and cpu >= self.limits["cpu_seconds"]
+        most: float = self.limits["cpu_seconds"]
+        return code == -_SIGKILL and cpu >= most
 
     def _check(self, left: float) -> None:
         if left <= 0:
@@ -415,7 +417,7 @@ def main() -> None:
         return
     supervisor = _Supervisor(request)
     header = supervisor.wait()
-    _report(header, supervisor.result, supervisor.output)
+    _report(header, bytes(supervisor.result), bytes(supervisor.output))
 
 
 def _isolate(request: dict[str, Any]) -> None:

@@ -65,6 +65,15 @@ def encode(value: Any, by_alias: bool = False) -> Any:
     return _encoded_object(value, by_alias)
 
 
+def is_data(value: Any) -> bool:
+    """Whether `encode` takes the value."""
+    try:
+        encode(value)
+    except (NotDataError, RecursionError):
+        return False
+    return True
+
+
 def dumps(data: Any) -> str:
     """JSON of what `encode` returns. (The json module would cost the child 15 ms: it loads re.)"""
     kind = type(data)
