@@ -17,7 +17,6 @@ import pydantic
 import pytest
 
 from byzerllm import ByzerLLM
-from byzerllm.client.calls import ChatCall
 from byzerllm.client.implement import ImplementationCache, Implementer, Target
 from byzerllm.errors import (
     GeneratedFunctionError,
@@ -73,21 +72,9 @@ BAD_ADD = block("def add(a, b=2):\n    return a / 0")
 
 
 def impl(llm: ByzerLLM, cache: ImplementationCache | None = None, **options: Any) -> Implementer:
-    """As `llm.impl` makes it."""
-
-    def chat(question: str, plan: Any, model: str | None) -> list[Any]:
-        return llm._chat(ChatCall(conversations=question, plan=plan), model)
-
-    async def async_chat(question: str, plan: Any, model: str | None) -> list[Any]:
-        return await llm._async_chat(ChatCall(conversations=question, plan=plan), model)
-
-    return Implementer(
-        chat=chat,
-        async_chat=async_chat,
-        model_name=llm._model,
-        cache=cache or ImplementationCache(),
-        **options,
-    )
+    """`llm.impl` of a client that has this cache, or a new one."""
+    llm._written = cache or ImplementationCache()
+    return llm.impl(**options)
 
 
 # chat_oai.
@@ -320,6 +307,24 @@ def test_the_second_call_does_not_ask_but_runs(scripted: Scripted) -> None:
     implemented = impl(script.llm)(add)
     assert [implemented(1), implemented(2, b=5), implemented(b=1, a=1)] == [3, 7, 2]
     assert len(script.requests) == 1
+
+
+def test_a_client_keeps_functions_until_it_is_told_to_forget(scripted: Scripted) -> None:
+    script = scripted(ADD, ADD)
+    llm: ByzerLLM = script.llm
+
+    @llm.impl()
+    def add(a: int, b: int) -> int:
+        """Adds two numbers."""
+        raise NotImplementedError
+
+    assert [add(1, 2), add(2, 3)] == [3, 5]
+    llm.clear_impl_cache(full_func_name="something else")
+    assert add(3, 4) == 7
+    assert len(script.requests) == 1
+    llm.clear_impl_cache()
+    assert add(4, 5) == 9
+    assert len(script.requests) == 2
 
 
 def test_skip_cache_asks_each_time(scripted: Scripted) -> None:

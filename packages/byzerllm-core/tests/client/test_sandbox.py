@@ -945,6 +945,8 @@ IN_BUBBLEWRAP = [
 def test_hostile_code_in_bubblewrap(
     name: str, home: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "fork bomb" and os.geteuid() == 0:
+        pytest.skip("bubblewrap leaves root the user id whose processes the kernel does not limit")
     (snippet,) = [snippet for snippet in SNIPPETS if snippet.name == name]
     monkeypatch.setattr(module, "_probed", lambda: "bubblewrap")
     assert mechanism() == "bubblewrap"
