@@ -22,13 +22,21 @@ class Share:
 
 
 class Window:
-    """At most `limit` in any `seconds`. Shares may lie in the future; they keep their order."""
+    """At most so much in any minute. Shares may lie in the future; they keep their order.
 
-    def __init__(self, limit: int, seconds: float = MINUTE) -> None:
-        self.limit = limit
-        self._seconds = seconds
+    Attributes:
+        limit: what fits into the window, at least 1.
+    """
+
+    def __init__(self, per_minute: float) -> None:
         self._shares: deque[Share] = deque()
         self._total = 0
+        self.set_rate(per_minute)
+
+    def set_rate(self, per_minute: float) -> None:
+        """Less than one a minute, and fractions, are kept by a window of another length."""
+        self.limit = max(1, int(per_minute))
+        self._seconds = MINUTE * self.limit / per_minute
 
     def earliest(self, amount: int, now: float) -> float:
         """When a share of this amount may start."""
@@ -76,7 +84,7 @@ class RateLimit:
     """Lets requests through at the pace of `rpm` and `tpm`, first come first served.
 
     Args:
-        rpm, tpm: requests and tokens in any minute; 0 is no limit.
+        rpm, tpm: requests and tokens of the deployment in any minute; 0 is no limit.
         longest: seconds that a request may wait for its turn; one that would wait longer is
             refused at once and takes nothing.
     """
@@ -89,10 +97,17 @@ class RateLimit:
         longest: float = MINUTE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._rates = (rpm, tpm)
         self._requests = Window(rpm) if rpm else None
         self._tokens = Window(tpm) if tpm else None
         self._longest = longest
         self._clock = clock
+
+    def set_share(self, share: float) -> None:
+        """This worker's part of the limits, above 0 to 1."""
+        for window, rate in zip((self._requests, self._tokens), self._rates, strict=True):
+            if window is not None:
+                window.set_rate(rate * max(share, 1e-6))
 
     @property
     def limited(self) -> bool:
@@ -131,15 +146,13 @@ class RateLimit:
         return Ticket(self._tokens, shares[-1][1]) if self._tokens is not None else _FREE
 
     def _refusal(self, wait: float) -> RateLimitedError:
-        limits = [
-            f"saas.{name}={window.limit}"
-            for name, window in (("rpm", self._requests), ("tpm", self._tokens))
-            if window is not None
-        ]
+        names = zip(("rpm", "tpm"), self._rates, strict=True)
+        limits = [f"saas.{name}={rate}" for name, rate in names if rate]
         return RateLimitedError(
             f"the deployment's own limit ({', '.join(limits)}) lets the next request through in "
             f"{wait:.1f} s, which is over saas.rate_wait={self._longest:g}; try again later or "
             "raise the limits",
             retry_after=round(wait, 2),
             retryable=True,
+            own_limit=True,
         )

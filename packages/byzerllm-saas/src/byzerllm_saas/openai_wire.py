@@ -37,7 +37,6 @@ from byzerllm.requests import (
     FinishReason,
     GenerateChunk,
     GenerateRequest,
-    SamplingParams,
     TokenLogprob,
     ToolCallDelta,
     Usage,
@@ -45,6 +44,7 @@ from byzerllm.requests import (
 from byzerllm_saas.errors import ErrorTable
 from byzerllm_saas.http import Answer, Stream
 from byzerllm_saas.provider import Provider, Turn
+from byzerllm_saas.sampling import given
 from byzerllm_saas.sse import Event
 
 OPENAI_ERRORS = ErrorTable(
@@ -132,8 +132,6 @@ _FINISH_REASONS: Mapping[str, FinishReason] = {
     "insufficient_system_resource": "length",
 }
 _COUNTS_THOUGHTS = re.compile(r"(^|/)(o\d|gpt-5)", re.IGNORECASE)
-# What a prompt has to do with: a template brings them, and its stop texts say the same.
-_IGNORED_SAMPLING = frozenset({"extra", "stop_token_ids"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +358,7 @@ class OpenAIChat(Provider):
 
     def _add_sampling(self, body: dict[str, Any], request: GenerateRequest) -> None:
         dialect = self.dialect
-        for name, value in _given(request.sampling):
+        for name, value in given(request.sampling):
             if name not in dialect.sampling:
                 raise self.unsupported(name, dialect.sampling)
             if name == "json_schema":
@@ -561,22 +559,6 @@ def _logprobs(found: _Logprobs) -> list[TokenLogprob]:
         for token, logprob, top in zip(
             found.tokens or (), found.token_logprobs or (), tops, strict=False
         )
-    ]
-
-
-_DEFAULTS = {
-    name: getattr(SamplingParams(), name)
-    for name in SamplingParams.__struct_fields__
-    if name not in _IGNORED_SAMPLING
-}
-
-
-def _given(sampling: SamplingParams) -> list[tuple[str, Any]]:
-    """The generation parameters that a request sets."""
-    return [
-        (name, value)
-        for name, default in _DEFAULTS.items()
-        if (value := getattr(sampling, name)) != default
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from byzerllm.backend import Parameters
@@ -60,6 +60,8 @@ class SaasParameters(Parameters):
     A vendor's subclass gives `model` and `base_url` their defaults and adds what is its own.
     """
 
+    # Of a dozen vendors one or two are used: their schemas are built on first use.
+    model_config = ConfigDict(defer_build=True)
     prefixes: ClassVar[tuple[str, ...]] = ("saas.",)
 
     model: str = Field("", description="the vendor's name of the model")
@@ -84,12 +86,11 @@ class SaasParameters(Parameters):
         ge=0,
         description="seconds that one call may take; 0: no limit of its own",
     )
-    rpm: int = Field(0, ge=0, description="requests per minute and worker; 0: no limit")
-    tpm: int = Field(0, ge=0, description="tokens per minute and worker; 0: no limit")
+    rpm: int = Field(0, ge=0, description="requests per minute of the deployment; 0: no limit")
+    tpm: int = Field(0, ge=0, description="tokens per minute of the deployment; 0: no limit")
     rate_wait: float = Field(
         60.0, ge=0, description="longest wait for rpm and tpm in seconds; 0 refuses at once"
     )
-    check: bool = Field(True, description="ask the vendor for the key and the model at deploy")
 
     @field_validator("base_url")
     @classmethod

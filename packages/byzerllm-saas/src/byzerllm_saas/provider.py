@@ -108,18 +108,14 @@ class Provider(Backend):
 
     @classmethod
     async def create(cls, context: BackendContext) -> Self:
-        """Open the way to the vendor, and ask it for key and model where that is free.
+        """Open the way to the vendor; nothing is sent yet.
 
         Raises:
             ParameterError: something in `infer_params` cannot be used.
-            ProviderError: the vendor does not know the key or the model, or cannot be reached.
         """
         provider = cls(context)
         try:
             await provider.open()
-            # The context does not say yet whether a worker is started anew or replaced.
-            if provider.parameters.check:
-                await provider.check()
         except BaseException:
             await provider.close()
             raise
@@ -155,7 +151,7 @@ class Provider(Backend):
     async def check(self) -> None:
         """Ask the vendor, at no cost, whether it knows the key and the model.
 
-        Called once at deploy. A vendor without a free way leaves it as it is.
+        Called once, when a deployment is made. A vendor without a free way leaves it as it is.
 
         Raises:
             ProviderError: it does not.
@@ -165,6 +161,10 @@ class Provider(Backend):
     def map_error(self, error: Exception) -> Exception:
         """The error of the tree for what a vendor's SDK raised; itself where nothing is known."""
         return error
+
+    def set_share(self, share: float) -> None:
+        """This worker's part of `rpm` and `tpm`."""
+        self.limit.set_share(share)
 
     async def close(self) -> None:
         await self.http.close()

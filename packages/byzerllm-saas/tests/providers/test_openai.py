@@ -64,9 +64,10 @@ class TestOpenAI(ProviderTests):
         }
 
     @contextmanager
-    def other(self, vendor: Vendor, name: str, **more: Any) -> Iterator[Model]:
+    def other(self, vendor: Vendor, name: str, *, check: bool = True) -> Iterator[Model]:
         """Another model of the vendor."""
-        model = Model(self.provider, {**self.params(vendor), "saas.model": name, **more})
+        params = {**self.params(vendor), "saas.model": name}
+        model = Model(self.provider, params, check=check)
         try:
             yield model
         finally:
@@ -142,7 +143,7 @@ class TestOpenAI(ProviderTests):
             pass
         vendor.complaints.clear()
         before = len(vendor.asked)
-        with self.other(vendor, "gpt-4", **{"saas.check": False}):
+        with self.other(vendor, "gpt-4", check=False):
             assert len(vendor.asked) == before
 
     # Vectors, images, sound.

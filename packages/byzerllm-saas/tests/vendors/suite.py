@@ -142,13 +142,17 @@ def request(question: str = "Count!", **fields: Any) -> GenerateRequest:
 
 
 class Model:
-    """A provider's model as a worker has it, without the runtime's retries."""
+    """A provider's model as a worker has it, without the runtime's retries.
 
-    def __init__(self, provider: str, params: dict[str, Any]) -> None:
+    Args:
+        check: ask the vendor for key and model first, as deploying does.
+    """
+
+    def __init__(self, provider: str, params: dict[str, Any], *, check: bool = True) -> None:
         plugins = get_plugins()
         asked = DeploymentSpec(model="m", model_type=f"saas/{provider}", infer_params=params)
         spec, _ = resolve(asked, plugins)
-        self.host = Host(spec, plugins)
+        self.host = Host(spec, plugins, check=check)
         self._loop = background_loop()
         self._loop.run(self.host.load())
 
@@ -535,8 +539,8 @@ class ProviderTests:
             model.close()
 
     def test_unreachable(self, vendor: Vendor) -> None:
-        params = {**self.params(vendor), **self.at("http://127.0.0.1:9"), "saas.check": False}
-        model = Model(self.provider, params)
+        params = {**self.params(vendor), **self.at("http://127.0.0.1:9")}
+        model = Model(self.provider, params, check=False)
         try:
             with pytest.raises(ProviderUnavailableError, match=r"127\.0\.0\.1:9") as caught:
                 model.chat()

@@ -89,6 +89,9 @@ class CircuitBreaker:
         """What a request ended with: only failures that are the vendor's count; a vendor that
         refuses one request as wrong is well."""
         self._probe_since = None
+        if getattr(error, "details", {}).get("own_limit"):
+            # The worker kept to saas.rpm or saas.tpm; the vendor was not asked.
+            return
         if not isinstance(error, _COUNTED):
             if isinstance(error, ProviderError):
                 self.succeeded()

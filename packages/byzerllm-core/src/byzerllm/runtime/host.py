@@ -321,7 +321,7 @@ class Host:
             meter.ended(self.spec)
             self._succeeded()
         except Exception as error:
-            self.counters.failed += 1
+            self._failed(error)
             if begun and isinstance(error, _BREAKS):
                 raise _interrupted(error, "".join(texts)) from error
             raise
