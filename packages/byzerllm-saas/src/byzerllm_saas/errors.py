@@ -122,6 +122,7 @@ class Told(NamedTuple):
     code: str = ""
     message: str = ""
     request_id: str = ""
+    retry_after: float | None = None
 
 
 def told(body: Any) -> Told:
@@ -213,7 +214,7 @@ class VendorErrors:
         self, body: Any, *, status: int | None = None, headers: Mapping[str, str] | None = None
     ) -> RequestError:
         """The error that a decoded body tells of; also for those that come under HTTP 200."""
-        code, message, request_id = self.table.read(body)
+        code, message, request_id, retry_after = self.table.read(body)
         cls = self.table.classify(status, code, message)
         headers = headers or {}
         return self.make(
@@ -222,7 +223,7 @@ class VendorErrors:
             status=status,
             code=code,
             request_id=request_id_of(headers) or request_id,
-            retry_after=retry_after_of(headers),
+            retry_after=retry_after if retry_after is not None else retry_after_of(headers),
         )
 
     def make(

@@ -214,17 +214,19 @@ class Http:
         json: Any = None,
         body: Any = None,
         headers: Headers = _NOTHING,
+        encoded: bool = False,
     ) -> Answer:
         """Send a request and read the whole answer.
 
         Args:
             json: becomes the body, as JSON.
             body: bytes, or what aiohttp takes as `data` (a form).
+            encoded: the URL goes out as it is, because a signature covers its spelling.
 
         Raises:
             ProviderError, ContextLengthError: the status is 300 or above, or the way failed.
         """
-        async with self._asked(method, url, json, body, headers) as response:
+        async with self._asked(method, url, json, body, headers, encoded) as response:
             with self.explained("body", whole=True):
                 read = await response.read()
             return Answer(response.status, response.headers, read)
@@ -238,6 +240,7 @@ class Http:
         json: Any = None,
         body: Any = None,
         headers: Headers = _NOTHING,
+        encoded: bool = False,
     ) -> AsyncIterator[Stream]:
         """Send a request; the answer is read in the body of the `async with`.
 
@@ -246,7 +249,7 @@ class Http:
         Raises:
             ProviderError, ContextLengthError: as `send`, before the body.
         """
-        async with self._asked(method, url, json, body, headers) as response:
+        async with self._asked(method, url, json, body, headers, encoded) as response:
             yield Stream(response, self)
 
     @asynccontextmanager
@@ -289,15 +292,17 @@ class Http:
 
     @asynccontextmanager
     async def _asked(
-        self, method: str, url: str, json: Any, body: Any, headers: Headers
+        self, method: str, url: str, json: Any, body: Any, headers: Headers, encoded: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        from yarl import URL
+
         if json is not None:
             body = encode_json(json)
             headers = {"content-type": "application/json", **headers}
         with self.explained("connect"):
             response = await self._opened.request(
                 method,
-                url,
+                URL(url, encoded=encoded),
                 data=body,
                 headers=headers,
                 proxy=self._proxy(url),
