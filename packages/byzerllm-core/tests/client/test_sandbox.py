@@ -496,7 +496,7 @@ SNIPPETS = [
         """
         import sys
         def f():
-            sys.modules["sandbox.wire"].dumps = lambda data: "no json"
+            sys.modules["_sandbox.wire"].dumps = lambda data: "no json"
             return 1
         """,
         SandboxResultError,
@@ -685,6 +685,34 @@ def test_a_process_that_kills_its_supervisor_is_named() -> None:
     code = "import os, signal\ndef f():\n    os.kill(os.getppid(), signal.SIGKILL)\n    return 1"
     with pytest.raises(SandboxCrashError, match="without a report"):
         run_function(code, "f", sandbox="process", limits=LIMITS)
+
+
+@pytest.mark.parametrize("sandbox", ["namespaces", "process"])
+def test_the_code_ends_with_its_caller(sandbox: str) -> None:
+    code = f"""
+    from byzerllm.client.sandbox import mechanism, run_function
+    mechanism()
+    code = "import time\\ndef f(): time.sleep(1000)"
+    print("ready", flush=True)
+    run_function(code, "f", sandbox={sandbox!r}, limits={{"seconds": 1000}})
+    """
+    caller = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "ready\n"
+        least = 3 if sandbox == "namespaces" else 2
+        deadline = time.monotonic() + REPLY_SECONDS
+        while len(below := psutil.Process(caller.pid).children(recursive=True)) < least:
+            assert time.monotonic() < deadline, below
+            time.sleep(0.01)
+        # Until the last one has set up what ends it.
+        time.sleep(0.2)
+    finally:
+        caller.kill()
+        caller.communicate()
+    assert psutil.wait_procs(below, timeout=REPLY_SECONDS)[1] == []
 
 
 # What crosses.

@@ -64,8 +64,8 @@ _WAYS_OUT = (
 # The modules get a package that stands for this one, so that neither byzerllm nor the neighbours
 # of these files (one is called types) come into the child.
 _BOOT = (
-    "import sys; p = type(sys)('sandbox'); p.__path__ = [sys.argv[1]]; "
-    "sys.modules['sandbox'] = p; from sandbox.runner import main; main()"
+    "import sys; p = type(sys)('_sandbox'); p.__path__ = [sys.argv[1]]; "
+    "sys.modules['_sandbox'] = p; from _sandbox.runner import main; main()"
 )
 _NUMBERS = itertools.count()
 
@@ -493,7 +493,7 @@ def _outcome(talk: _Talk, request: dict[str, Any], limits: Limits) -> Outcome:
         value = wire.decode(answer["value"])
     except wire.WireError as error:
         raise _no_answer(function, str(error), about) from None
-    return Outcome(value, output, int(header["printed"]), float(header["seconds"]))
+    return Outcome(value, output, header["printed"], header["seconds"])
 
 
 def _parts(talk: _Talk, function: str, source: str) -> tuple[dict[str, Any], bytes, str]:
@@ -506,8 +506,8 @@ def _parts(talk: _Talk, function: str, source: str) -> tuple[dict[str, Any], byt
             raise SandboxUnavailableError(str(header["reason"]))
         size = int(header["result"])
         printed = rest[size : size + int(header["output"])].decode(errors="replace")
-        for name in ("status", "cpu", "seconds", "printed"):
-            float(header[name])
+        header["status"], header["printed"] = int(header["status"]), int(header["printed"])
+        header["seconds"] = float(header["seconds"])
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
         complaint = bytes(talk.complaints[-2000:]).decode(errors="replace").strip()
         reason = "it wrote too much" if talk.flooded else complaint or "no report"
@@ -544,7 +544,7 @@ def _answer(
     """What the function's own process says, which the code can have written itself."""
     if not result:
         raise SandboxCrashError(
-            f"generated function {function!r} ended its process: {_ending(int(header['status']))}",
+            f"generated function {function!r} ended its process: {_ending(header['status'])}",
             **about,
         )
     try:

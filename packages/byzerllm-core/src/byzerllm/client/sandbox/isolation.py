@@ -124,6 +124,8 @@ def enter(binds: Pairs, links: Pairs, disk: int, inodes: int) -> None:
         OSError: the kernel refuses a step; says which.
     """
     _unshare()
+    # The kernel forgets it when credentials change.
+    die_with_parent()
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)

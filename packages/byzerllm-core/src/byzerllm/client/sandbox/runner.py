@@ -146,7 +146,7 @@ def _restrict(request: dict[str, Any]) -> None:
     limits, mode = request["limits"], request["isolation"]
     _limit("RLIMIT_CORE", 0)
     cpu = max(1, round(limits["cpu_seconds"]))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+    _limit("RLIMIT_CPU", cpu, cpu + 1)
     _limit("RLIMIT_FSIZE", limits["file_size"])
     _limit("RLIMIT_NOFILE", limits["open_files"])
     _limit("RLIMIT_STACK", _STACK)
@@ -165,20 +165,23 @@ def _restrict(request: dict[str, Any]) -> None:
     # Changing the user clears it, and with it the process's view of itself in /proc.
     isolation.set_dumpable(True)
     isolation.no_new_privileges()
-    if mode != "none":
+    if mode == "none":
+        isolation.die_with_parent()
+    else:
         isolation.filter_system_calls()
 
 
-def _limit(name: str, value: int) -> None:
+def _limit(name: str, soft: int, hard: int | None = None) -> None:
     """Set a limit that the platform has, below what the process was given."""
     number = getattr(resource, name, None)
     if number is None:
         return
-    _, hard = resource.getrlimit(number)
-    if hard != resource.RLIM_INFINITY:
-        value = min(value, hard)
+    hard = soft if hard is None else hard
+    _, given = resource.getrlimit(number)
+    if given != resource.RLIM_INFINITY:
+        soft, hard = min(soft, given), min(hard, given)
     try:
-        resource.setrlimit(number, (value, value))
+        resource.setrlimit(number, (soft, hard))
     except ValueError:
         # macOS refuses some that it names.
         return
