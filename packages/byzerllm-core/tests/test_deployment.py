@@ -259,3 +259,21 @@ def test_it_crosses_the_wire() -> None:
     assert msgspec.msgpack.decode(raw, type=DeploymentSpec) == one
     newer = msgspec.msgpack.encode({**msgspec.to_builtins(one), "a_new_field": 1})
     assert msgspec.msgpack.decode(newer, type=DeploymentSpec) == one
+
+
+def test_several_keys_and_logins_are_secrets() -> None:
+    spec = DeploymentSpec(
+        model="m",
+        infer_params={
+            "saas.api_keys": ["first-key", "second-key"],
+            "saas.keys": "third-key, fourth-key",
+            "saas.proxies": "http://user:password@proxy.test:3128",
+        },
+    )
+    shown = f"{spec!r} {spec.masked()}"
+    said = "first-key second-key third-key fourth-key of user:password"
+    cut = redact(said, spec)
+    for secret in ("first-key", "second-key", "third-key", "fourth-key", "password"):
+        assert secret not in shown
+        assert secret not in cut
+    assert "@proxy.test:3128" in shown

@@ -108,7 +108,7 @@ class Parameters(pydantic.BaseModel):
     def _explain(
         cls, error: pydantic.ValidationError, written: Mapping[str, str], where: str
     ) -> ParameterError:
-        from byzerllm.runtime.deployment import is_secret
+        from byzerllm.runtime.deployment import is_secret, without_login
 
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "?"
@@ -116,7 +116,7 @@ class Parameters(pydantic.BaseModel):
         info = cls.model_fields.get(name)
         key = written.get(name, name)
         secret = info is None or pydantic.SecretStr in _members(info.annotation) or is_secret(key)
-        shown = "" if secret or first["type"] == "missing" else f" (got {first['input']!r})"
+        shown = "" if secret or first["type"] == "missing" else f" (got {without_login(first['input'])!r})"
         return ParameterError.invalid(key, f"{first['msg']}{shown}", where=where)
 
 

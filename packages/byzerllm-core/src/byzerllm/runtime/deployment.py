@@ -28,6 +28,7 @@ _SECRET = re.compile(
 _SPECIAL_TOKEN = re.compile(
     r"(^|[._-])(bos|eos|pad|unk|sep|cls|mask|stop|image|audio|video)_token$", re.IGNORECASE
 )
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _NAME = re.compile(r"[^\s:/]{1,100}")
 
 
@@ -88,15 +89,17 @@ class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
         fields: dict[str, Any] = msgspec.structs.asdict(self)
         if self.infer_params:
             fields["infer_params"] = {
-                key: MASK if is_secret(key) else value for key, value in self.infer_params.items()
+                key: MASK if is_secret(key) else without_login(value)
+                for key, value in self.infer_params.items()
             }
         return fields
 
     def secrets(self) -> Iterator[str]:
         """The secret values, to be cut out of texts that leave the worker."""
         for key, value in self.infer_params.items():
-            if is_secret(key) and isinstance(value, str) and len(value) > 3:
-                yield value
+            for text in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(text, str):
+                    yield from _secrets_in(key, text)
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.masked().items())
@@ -110,6 +113,17 @@ class DeploymentSpec(Struct, kw_only=True, omit_defaults=True):
 def is_secret(key: str) -> bool:
     """Whether an `infer_params` key names a secret (`saas.api_key`, `hf_token`, …)."""
     return bool(_SECRET.search(key)) and not _SPECIAL_TOKEN.search(key)
+
+
+def _secrets_in(key: str, text: str) -> list[str]:
+    """A secret's text, each of several in it (`saas.api_keys`), or the login in a URL."""
+    found = [text, *re.split(r"[\s,;]+", text)] if is_secret(key) else _LOGIN.findall(text)
+    return [part for part in found if len(part) > 3]
+
+
+def without_login(value: Any) -> Any:
+    """A URL (`http://user:password@proxy`) without its login; anything else as it is."""
+    return _LOGIN.sub(MASK, value) if isinstance(value, str) else value
 
 
 def redact(text: str, spec: DeploymentSpec) -> str:
