@@ -110,6 +110,7 @@ _REQUEST_IDS = (
     "x-log-id",
     "x-trace-id",
     "trace-id",
+    "x-bc-request-id",
     "cf-ray",
 )
 _LOOKS_LIKE_A_KEY = re.compile(r"\b(sk|ak|pk)-[\w-]{12,}|\bBearer[ ;]+\S{8,}", re.IGNORECASE)

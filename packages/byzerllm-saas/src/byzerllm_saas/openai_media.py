@@ -58,8 +58,8 @@ class _Transcript(Struct):
     segments: list[dict[str, Any]] | None = None
 
 
-class OpenAIWire(OpenAIChat):
-    """All of OpenAI's wire: what `OpenAIChat` has, and vectors, images, speech, transcription.
+class OpenAIVectors(OpenAIChat):
+    """Chat and vectors.
 
     The dialect's `embedding_batch` is how many texts go with one call.
     """
@@ -88,6 +88,21 @@ class OpenAIWire(OpenAIChat):
             found.data.sort(key=lambda vector: vector.index)
             vectors = [self._numbers(vector.embedding) for vector in found.data]
             return EmbedResult(vectors=vectors, usage=usage)
+
+    def _numbers(self, vector: str | list[float]) -> list[float]:
+        if isinstance(vector, list):
+            return vector
+        try:
+            numbers = array.array("f", base64.b64decode(vector, validate=True))
+        except (binascii.Error, ValueError):
+            raise self.errors.protocol("a vector is no base64 of 32-bit floats") from None
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        return numbers.tolist()
+
+
+class OpenAIWire(OpenAIVectors):
+    """All of OpenAI's wire: chat, vectors, images, speech, transcription."""
 
     async def draw(self, request: ImageRequest) -> ImageResult:
         """Make images; those that come as addresses are fetched.
@@ -199,17 +214,6 @@ class OpenAIWire(OpenAIChat):
                 for segment in found.segments or ()
             ],
         )
-
-    def _numbers(self, vector: str | list[float]) -> list[float]:
-        if isinstance(vector, list):
-            return vector
-        try:
-            numbers = array.array("f", base64.b64decode(vector, validate=True))
-        except (binascii.Error, ValueError):
-            raise self.errors.protocol("a vector is no base64 of 32-bit floats") from None
-        if sys.byteorder == "big":
-            numbers.byteswap()
-        return numbers.tolist()
 
     async def _image(self, image: _Image) -> bytes:
         if image.b64_json:

@@ -143,6 +143,7 @@ class Dialect:
         spelled: its names of those that it calls otherwise.
         include_usage: it takes `stream_options`, without which OpenAI counts no streams.
         finish_reasons: its own reasons, beside OpenAI's.
+        failures: reasons that say that it failed in mid-answer.
         schema: how it takes a JSON schema: `json_schema` as OpenAI, or `json_object` and the
             schema in the system message.
         roles: its names of roles that it calls otherwise.
@@ -156,6 +157,7 @@ class Dialect:
     spelled: Mapping[str, str] = field(default_factory=dict)
     include_usage: bool = True
     finish_reasons: Mapping[str, FinishReason] = field(default_factory=dict)
+    failures: frozenset[str] = frozenset()
     schema: str = "json_schema"
     roles: Mapping[str, str] = field(default_factory=dict)
     embedding_batch: int = 2048
@@ -392,6 +394,7 @@ class OpenAIChat(Provider):
             raise self.errors.of_body(self.http.decode(answer.body), headers=answer.headers)
         if not found.choices:
             raise self.errors.protocol("the answer has no choices", headers=answer.headers)
+        self._check_finish(found)
         reading = Reading(self.dialect.finish_reasons)
         chunk = reading.chunk([found])
         turn.used(reading.usage)
@@ -437,8 +440,16 @@ class OpenAIChat(Provider):
                 chunk = self.http.decode(data, _Completion)
             if chunk.error or event.event == "error":
                 raise self.errors.of_body(self.http.decode(data), headers=stream.headers)
+            self._check_finish(chunk)
             found.append(chunk)
         return found, False
+
+    def _check_finish(self, found: _Completion) -> None:
+        for choice in found.choices:
+            if choice.finish_reason in self.dialect.failures:
+                raise self.errors.unavailable(
+                    f"the vendor ended the answer with {choice.finish_reason!r}", retryable=True
+                )
 
     async def _check_in_list(self, headers: Mapping[str, str]) -> None:
         try:

@@ -31,14 +31,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from byzerllm.backend import Backend, BackendContext, BackendSpec
 from byzerllm.errors import (
+    BadRequestError,
     ByzerLLMError,
     CapabilityError,
+    HostedModelNotFoundError,
     ParameterError,
     ProviderError,
 )
@@ -187,6 +189,19 @@ class Provider(Backend):
             f"the vendor does not take it{hint}; extra_request_params passes names on unchecked",
             where=f"saas/{self.spec.name}",
         )
+
+    async def check_key(self, url: str, headers: Mapping[str, str]) -> None:
+        """For `check` of a vendor that has no list of models: a free GET that shows the key.
+
+        What the vendor says of anything but the key is no failure.
+
+        Raises:
+            ProviderError: it does not know the key, or cannot be reached.
+        """
+        try:
+            await self.http.send("GET", url, headers=headers)
+        except (HostedModelNotFoundError, BadRequestError):
+            self.context.report("not checked: the vendor has no answer to the call that shows it")
 
     async def in_batches(
         self,
