@@ -924,9 +924,9 @@ def _absolute(path: str) -> str:
 
 
 def _shown(meta: dict[str, Any]) -> dict[str, Any]:
-    """The seed's keys, and of the others those that say something."""
+    """The seed's keys as far as they are known, and of the others those that say something."""
     return {key: value for key, value in meta.items() if _PLAIN_META.get(key, _ABSENT) != value}
 
 
 _ABSENT = object()
-_PLAIN_META = {"constrained": False, "tools": False, "task": "chat"}
+_PLAIN_META = {"constrained": False, "tools": False, "task": "chat", "max_model_len": None}
