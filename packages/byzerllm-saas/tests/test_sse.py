@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_byte_by_byte() -> None:
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_cut_anywhere(places: list[int]) -> None:
     ends = [0, *sorted(places), len(STREAM)]
-    assert read([STREAM[a:b] for a, b in zip(ends, ends[1:], strict=False)]) == EVENTS
+    assert read([STREAM[a:b] for a, b in itertools.pairwise(ends)]) == EVENTS
 
 
 def test_the_last_event_needs_no_empty_line() -> None:
@@ -56,13 +58,8 @@ def test_nothing() -> None:
     assert read([]) == read([b"\n\n"]) == read([b": ping\n\n"]) == []
 
 
-def test_an_event_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("piece", [b"x" * 50, b"data: " + b"x" * 50 + b"\n"])
+def test_an_event_without_an_end(monkeypatch: pytest.MonkeyPatch, piece: bytes) -> None:
     monkeypatch.setattr(sse, "LARGEST_EVENT", 1000)
-    parser = EventParser()
     with pytest.raises(EventTooLarge):
-        for _ in range(30):
-            parser.feed(b"data: " + b"x" * 50)
-    parser = EventParser()
-    with pytest.raises(EventTooLarge):
-        for _ in range(30):
-            parser.feed(b"data: " + b"x" * 50 + b"\n")
+        read([b"data: ", *[piece] * 30])

@@ -11,9 +11,19 @@ import importlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    get_args,
+    get_origin,
+)
 
 import pydantic
+from pydantic_core import PydanticUndefined
 
 from byzerllm.errors import CapabilityError, NotInstalledError, ParameterError
 
@@ -80,6 +90,22 @@ class Parameters(pydantic.BaseModel):
         return spellings
 
     @classmethod
+    def described(cls) -> list[dict[str, Any]]:
+        """Every parameter as `name` (with its first prefix), `type`, `default` (None when it must
+        be given), `required` and `description`. Plain data."""
+        prefix = cls.prefixes[0] if cls.prefixes else ""
+        return [
+            {
+                "name": f"{prefix}{info.alias or name}",
+                "type": _type_text(info.annotation),
+                "default": _plain_default(info.default),
+                "required": info.is_required(),
+                "description": info.description or "",
+            }
+            for name, info in cls.model_fields.items()
+        ]
+
+    @classmethod
     def parse(cls, given: Mapping[str, Any], *, where: str) -> Self:
         """Check `infer_params` against the declared fields.
 
@@ -116,8 +142,38 @@ class Parameters(pydantic.BaseModel):
         info = cls.model_fields.get(name)
         key = written.get(name, name)
         secret = info is None or pydantic.SecretStr in _members(info.annotation) or is_secret(key)
-        shown = "" if secret or first["type"] == "missing" else f" (got {without_login(first['input'])!r})"
+        got = f" (got {without_login(first['input'])!r})"
+        shown = "" if secret or first["type"] == "missing" else got
         return ParameterError.invalid(key, f"{first['msg']}{shown}", where=where)
+
+
+def _type_text(annotation: Any) -> str:
+    """A type as users think of it."""
+    members = [m for m in get_args(annotation) if m is not type(None)]
+    if annotation is pydantic.SecretStr or pydantic.SecretStr in members:
+        return "secret" if annotation is pydantic.SecretStr or len(members) == 1 else "secrets"
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(str(member) for member in members)
+    if origin is Annotated:
+        return _type_text(members[0])
+    if origin in (list, tuple, set, frozenset):
+        return f"list of {_type_text(members[0])}" if members else "list"
+    if origin is dict:
+        return "mapping"
+    if members:
+        return " | ".join(_type_text(member) for member in members)
+    return {str: "text", bool: "true | false", int: "int", float: "number"}.get(
+        annotation, getattr(annotation, "__name__", str(annotation))
+    )
+
+
+def _plain_default(value: Any) -> Any:
+    if value is PydanticUndefined or value is None:
+        return None
+    if isinstance(value, tuple | set | frozenset):
+        return [*value]
+    return value if isinstance(value, str | int | float | list | dict) else str(value)
 
 
 def _members(annotation: Any) -> Iterator[Any]:

@@ -212,7 +212,7 @@ class VendorConformance(ProviderConformance):
             super().test_embedding()
             return
         cls = type(self)
-        chats, cls._host = cls._host, self.load({**self.infer_params, "saas.model": name})
+        chats, cls._host = cls._host, self.load(self.tests().embedding_params(self.vendor))
         try:
             super().test_embedding()
         finally:
@@ -238,6 +238,10 @@ class ProviderTests:
     def params(self, vendor: Vendor) -> dict[str, Any]:
         """`infer_params` of a deployment at the local server."""
         return {"saas.api_key": vendor.key, "saas.base_url": vendor.url}
+
+    def embedding_params(self, vendor: Vendor) -> dict[str, Any]:
+        """`infer_params` of a deployment of `embedding_model`."""
+        return {**self.params(vendor), "saas.model": self.embedding_model}
 
     def __init_subclass__(cls) -> None:
         unknown = cls.has - CELLS
@@ -420,7 +424,7 @@ class ProviderTests:
 
     @cell("embeddings")
     def test_embeddings(self, vendor: Vendor) -> None:
-        model = Model(self.provider, {**self.params(vendor), "saas.model": self.embedding_model})
+        model = Model(self.provider, self.embedding_params(vendor))
         try:
             texts = [f"text {number}" for number in range(40)]
             result = model.ask(EmbedRequest(id="e", texts=texts))
