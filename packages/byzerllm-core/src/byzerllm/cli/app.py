@@ -56,6 +56,7 @@ def sections() -> dict[str, list[Entry]]:
         _("This machine"): [
             Entry("quickstart", _("Try it all with a small model; nothing stays.")),
             Entry("doctor", _("Check this machine and say what to do.")),
+            Entry("providers", _("List the vendors of hosted models.")),
             Entry("plugins", _("List the plugins."), module="plugins_list"),
             Entry("completion", _("Print the script for tab completion.")),
         ],

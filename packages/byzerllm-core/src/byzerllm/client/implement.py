@@ -29,7 +29,7 @@ from byzerllm.client.exchange import Conversation, Exchange, Run
 from byzerllm.client.formats import function_impl_format, language_of
 from byzerllm.client.sandbox import Limits, Outcome, SandboxMode, checked_mode, run_function, wire
 from byzerllm.client.schema import (
-    _type_hints,
+    type_hints,
     class_schema,
     describe_type,
     explain,
@@ -87,7 +87,7 @@ class Target:
         schema = function_schema(func)
         returns = response_class
         if returns is None:
-            returns = _type_hints(func, schema.name).get("return", Any)
+            returns = type_hints(func, schema.name).get("return", Any)
         if not isinstance(returns, str):
             type_adapter(returns)
         return cls(func, schema.name, returns)

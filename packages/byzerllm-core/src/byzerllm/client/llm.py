@@ -621,10 +621,16 @@ class ByzerLLM:
         model: str | None = None,
         full_func_name: str | None = None,
         instruction: str | None = None,
-    ) -> None:
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> int:
         """Forget functions that models wrote: all, or those of a model, a function (its full name:
-        module and qualified name) or an instruction."""
-        self._implementations().clear(model, full_func_name, instruction)
+        module and qualified name) or an instruction; those in the folder `cache_dir`, too.
+
+        Returns:
+            how many were forgotten.
+        """
+        return self._implementations().clear(model, full_func_name, instruction, cache_dir)
 
     def _implementations(self) -> ImplementationCache:
         from byzerllm.client.implement import ImplementationCache

@@ -134,7 +134,7 @@ def _function_schema(function: Callable[..., Any], bound: frozenset[str]) -> Fun
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         raise ParameterError(f"tool {name!r} has no signature that can be read") from None
-    hints = _type_hints(function, name)
+    hints = type_hints(function, name)
     docs = docstring_parser.parse(inspect.getdoc(function) or "")
     said = {item.arg_name: item.description or "" for item in docs.params}
     fields: dict[str, Any] = {}
@@ -180,7 +180,13 @@ def _name(function: Callable[..., Any]) -> str:
     return str(name)
 
 
-def _type_hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+def type_hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+    """The annotations of a callable by name, `return` too, with what `Annotated` says.
+
+    Raises:
+        ParameterError: an annotation names something that does not exist; `name` is what the
+            error calls the callable.
+    """
     target: Any = function
     if inspect.isclass(function):
         target = function.__init__
