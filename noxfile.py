@@ -17,7 +17,8 @@ nox.options.reuse_venv = "yes"
 
 CORE = "packages/byzerllm-core"
 LLAMACPP = "packages/byzerllm-backend-llamacpp"
-MEMBERS = [CORE, LLAMACPP]
+SAAS = "packages/byzerllm-saas"
+MEMBERS = [CORE, LLAMACPP, SAAS]
 TESTED_TOGETHER = ("-c", "constraints/tests.txt")
 GROUPS = nox.project.load_toml("pyproject.toml")
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -49,15 +50,14 @@ def _has_llama_cpp(session: nox.Session) -> bool:
 
 
 def _install_all(session: nox.Session, extras: str, *more: str) -> None:
-    """Both packages, editable, in one pip command."""
+    """All packages, editable, in one pip command."""
     if not _has_llama_cpp(session):
         session.log(
             "llama.cpp is compiled from source now, unless pip has it in its cache: 5 to 10 "
             "minutes on two cores, once per machine. pip says 'still running...' meanwhile."
         )
-    session.install(
-        *TESTED_TOGETHER, "-e", f"{CORE}[{extras}]", "-e", LLAMACPP, *more, silent=False
-    )
+    ours = ("-e", f"{CORE}[{extras}]", "-e", LLAMACPP, "-e", f"{SAAS}[all]")
+    session.install(*TESTED_TOGETHER, *ours, *more, silent=False)
 
 
 @nox.session(python=PYTHON)
@@ -91,8 +91,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def types(session: nox.Session) -> None:
-    """mypy --strict over both packages. Needs no llama.cpp."""
-    session.install(*TESTED_TOGETHER, "-e", CORE, *_group("types"), silent=False)
+    """mypy --strict over all packages. Needs no llama.cpp."""
+    session.install(*TESTED_TOGETHER, "-e", CORE, "-e", SAAS, *_group("types"), silent=False)
     session.run("mypy", *session.posargs)
 
 
@@ -119,7 +119,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def build(session: nox.Session) -> None:
-    """Source distributions and wheels of both packages, into dist/."""
+    """Source distributions and wheels of all packages, into dist/."""
     session.install(*TESTED_TOGETHER, *_group("build"))
     for member in MEMBERS:
         session.run("python", "-m", "build", "--outdir", "dist", member, *session.posargs)

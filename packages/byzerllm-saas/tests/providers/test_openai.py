@@ -26,7 +26,7 @@ from byzerllm.requests import (
     SpeechRequest,
     TranscribeRequest,
 )
-from vendors.openai import PIXEL, OpenAIVendor, spoken, vector
+from vendors.openai import PIXEL, OpenAIVendor, scripted_vendor, spoken, vector
 from vendors.server import NUMBERS, Answer, Cut, Empty, Garbage, Refuse, Vendor
 from vendors.suite import SCHEMA, WEATHER, Model, ProviderTests, VendorConformance
 
@@ -299,6 +299,14 @@ def test_wrong_address() -> None:
     params = {"saas.api_key": "k-0123456789", "saas.base_url": "api.openai.com/v1"}
     with pytest.raises(ParameterError, match=r"base_url.*begins with http:// or https://"):
         Model("openai", params)
+
+
+def test_scripted_vendor() -> None:
+    """For tests of other parts that need a model that says certain things."""
+    with scripted_vendor("first", "second") as (llm, vendor):
+        said = [llm.chat_oai(question)[0].output for question in ("a", "b")]
+        assert said == ["first", "second"]
+        assert vendor.asked[-1].json["messages"] == [{"role": "user", "content": "b"}]
 
 
 def test_several_keys() -> None:

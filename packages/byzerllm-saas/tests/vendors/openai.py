@@ -9,12 +9,14 @@ import base64
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from byzerllm import ByzerLLM
 from vendors.server import Answer, Refused, Vendor, made_up
 
 CREATED = 1_700_000_000
@@ -536,6 +538,34 @@ class OpenAIVendor(Vendor):
             "segments": [segment],
         }
         return await self.whole(request, whole)
+
+
+@contextmanager
+def scripted_vendor(
+    *answers: Answer | str, model: str = "gpt-4o"
+) -> Iterator[tuple[ByzerLLM, OpenAIVendor]]:
+    """A client in this process whose default model gives these answers in turn, and the vendor
+    behind it, which remembers what it was asked.
+
+        with scripted_vendor("first", Answer(tool_calls=[…])) as (llm, vendor):
+            llm.chat_oai("a question")
+    """
+    with OpenAIVendor() as vendor:
+        vendor.answers(*answers)
+        llm = ByzerLLM(runtime="local").setup_default_model_name("scripted")
+        llm.deploy(
+            pretrained_model_type="saas/openai",
+            udf_name="scripted",
+            infer_params={
+                "saas.api_key": vendor.key,
+                "saas.base_url": f"{vendor.url}/v1",
+                "saas.model": model,
+            },
+        )
+        try:
+            yield llm, vendor
+        finally:
+            llm.undeploy("scripted", force=True)
 
 
 def _question(messages: list[Message]) -> str:
