@@ -113,7 +113,9 @@ _REQUEST_IDS = (
     "x-bc-request-id",
     "cf-ray",
 )
-_LOOKS_LIKE_A_KEY = re.compile(r"\b(sk|ak|pk)-[\w-]{12,}|\bBearer[ ;]+\S{8,}", re.IGNORECASE)
+_LOOKS_LIKE_A_KEY = re.compile(
+    r"\b(sk|ak|pk)-[\w-]{12,}|\bBearer[ ;]+\S{8,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+", re.IGNORECASE
+)
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
 
 
