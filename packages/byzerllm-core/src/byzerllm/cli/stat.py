@@ -85,7 +85,7 @@ def stat_view(models: list[dict[str, Any]]) -> RenderableType:
             speed = worker.get("tokens_per_second")
             shown.add_row(
                 name,
-                state(worker["state"]),
+                _worker_state(worker),
                 plain(f"{worker['id']} ({worker['pid']})"),
                 plain(worker.get("node")),
                 f"{worker['running']}/{worker['concurrency']}",
@@ -102,3 +102,11 @@ def stat_view(models: list[dict[str, Any]]) -> RenderableType:
         if not model["workers"]:
             shown.add_row(name, state(model["state"]))
     return shown
+
+
+def _worker_state(worker: dict[str, Any]) -> str:
+    """The state; of a worker that leaves its vendor alone, how long it will."""
+    from byzerllm.cli.render import seconds, state
+
+    cooling = worker.get("cooling")
+    return f"[yellow]cooling {seconds(cooling)}[/]" if cooling else state(worker["state"])

@@ -1,19 +1,30 @@
 """The circuit breaker of a hosted model.
 
-A vendor that has failed several times in a row is left alone for a while: requests are refused at
-once instead of waiting for the next failure, so that callers can turn to a fallback. When the pause
-is over one request is let through as a probe; its success ends the cooldown, its failure begins a
-longer one. (M. Nygard, "Release It!", chapter on stability patterns.)
+A vendor that fails is left alone for a while: requests are refused at once instead of waiting for
+the next failure, so that callers can turn to a fallback. When the pause is over one request is let
+through as a probe; its success ends the cooldown, its failure begins a longer one. (M. Nygard,
+"Release It!", chapter on stability patterns.)
+
+Two things tell that a vendor fails: several failures in a row, or most requests of the last seconds.
+Both want more of them the more requests are in flight. Failures come back sooner than answers do, so
+of a burst the first to be heard of are all failures; and where hundreds of requests end each second,
+a vendor that fails one in three does so five times in a row every few seconds, while its callers are
+served well by retries.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 from byzerllm.errors import (
     AuthenticationError,
-    ProviderError,
+    BadRequestError,
+    ContentFilteredError,
+    ContextLengthError,
+    HostedModelNotFoundError,
+    PermissionDeniedError,
     ProviderOverloadedError,
     ProviderTimeoutError,
     ProviderUnavailableError,
@@ -22,10 +33,16 @@ from byzerllm.errors import (
 )
 
 FAILURES = 5
+"""In a row, and no fewer than are in flight."""
+WINDOW_SECONDS = 10
+WINDOW_REQUESTS = 20
+"""That the window must have seen, and no fewer than are in flight."""
+WINDOW_SHARE = 0.8
+"""Of them that must have failed. With half of them failing, four tries answer 15 of 16 requests."""
 FIRST_SECONDS = 5.0
 LONGEST_SECONDS = 60.0
 PROBE_SECONDS = 120.0
-_COUNTED = (
+_FAILED = (
     AuthenticationError,
     ProviderOverloadedError,
     ProviderTimeoutError,
@@ -33,10 +50,22 @@ _COUNTED = (
     QuotaExceededError,
     RateLimitedError,
 )
+# A vendor that refuses one request as wrong is well.
+_WELL = (
+    BadRequestError,
+    ContentFilteredError,
+    ContextLengthError,
+    HostedModelNotFoundError,
+    PermissionDeniedError,
+)
 
 
 class CircuitBreaker:
     """Counts what a vendor answers. Used on one event loop.
+
+    Every `enter` is followed by at most one of `succeeded` and `failed`, and by `left`; all three
+    are given what `enter` returned. Requests that entered before a cooldown began have no say in
+    it: they neither end it nor make it longer.
 
     Args:
         model: the deployment's name, for errors.
@@ -46,19 +75,22 @@ class CircuitBreaker:
     def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._model = model
         self._clock = clock
-        self._failures = 0
+        self._round = 0
+        self._in_flight = 0
+        self._in_a_row = 0
+        self._window: deque[list[int]] = deque()
         self._pause = 0.0
         self._until = 0.0
         self._probe_since: float | None = None
-        self._last = ""
+        self._reason = ""
 
     @property
     def cooling(self) -> float:
         """Seconds until the next probe; 0 when requests go through."""
         return max(0.0, self._until - self._clock()) if self._pause else 0.0
 
-    def enter(self) -> None:
-        """To be called before a request.
+    def check(self) -> None:
+        """To be called before a request waits for its turn.
 
         Raises:
             ProviderUnavailableError: the vendor is left alone; `cooling` is true, `retry_after`
@@ -69,38 +101,85 @@ class CircuitBreaker:
         now = self._clock()
         probing = self._probe_since is not None and now - self._probe_since < PROBE_SECONDS
         if now >= self._until and not probing:
-            self._probe_since = now
             return
         wait = max(self._until - now, 1.0)
         raise ProviderUnavailableError(
-            f"the vendor of {self._model!r} failed {self._failures} times in a row and is left "
-            f"alone for {wait:.0f} s; the last failure: {self._last}",
+            f"the vendor of {self._model!r} failed {self._reason}; it is left alone for {wait:.0f} s",
             retryable=False,
             cooling=True,
             retry_after=round(wait, 1),
         )
 
-    def succeeded(self) -> None:
-        self._failures = 0
-        self._pause = 0.0
-        self._probe_since = None
+    def enter(self) -> int:
+        """To be called when a request is about to be sent.
 
-    def failed(self, error: BaseException) -> None:
-        """What a request ended with: only failures that are the vendor's count; a vendor that
-        refuses one request as wrong is well."""
-        self._probe_since = None
-        if getattr(error, "details", {}).get("own_limit"):
+        Raises:
+            ProviderUnavailableError: as `check`.
+        """
+        self.check()
+        if self._pause:
+            self._probe_since = self._clock()
+        self._in_flight += 1
+        return self._round
+
+    def succeeded(self, entered: int) -> None:
+        """The vendor answered."""
+        if entered != self._round:
+            return
+        self._in_a_row = 0
+        if self._pause:
+            self._pause = 0.0
+            self._window.clear()
+        self._note(failed=False)
+
+    def failed(self, entered: int, error: BaseException) -> None:
+        """The request ended with an error; only failures that are the vendor's count."""
+        if isinstance(error, _WELL):
+            self.succeeded(entered)
+            return
+        if entered != self._round or not isinstance(error, _FAILED):
+            return
+        if error.details.get("own_limit"):
             # The worker kept to saas.rpm or saas.tpm; the vendor was not asked.
             return
-        if not isinstance(error, _COUNTED):
-            if isinstance(error, ProviderError):
-                self.succeeded()
-            return
-        self._failures += 1
-        self._last = f"{type(error).__name__}: {error}"
-        if self._failures < FAILURES:
-            return
-        wanted = error.details.get("retry_after") or 0.0
-        longer = min(max(2 * self._pause, FIRST_SECONDS), LONGEST_SECONDS)
-        self._pause = min(max(longer, float(wanted)), LONGEST_SECONDS)
+        self._in_a_row += 1
+        self._note(failed=True)
+        found = self._found()
+        if found:
+            self._reason = f"{found}, last with {type(error).__name__}: {error}"
+            self._open(float(error.details.get("retry_after") or 0.0))
+
+    def left(self, entered: int) -> None:
+        """The request is over, however it ended."""
+        self._in_flight -= 1
+        if entered == self._round:
+            self._probe_since = None
+
+    def _note(self, *, failed: bool) -> None:
+        second = int(self._clock())
+        window = self._window
+        if not window or window[-1][0] != second:
+            window.append([second, 0, 0])
+            while window[0][0] <= second - WINDOW_SECONDS:
+                window.popleft()
+        window[-1][1] += 1
+        window[-1][2] += failed
+
+    def _found(self) -> str:
+        """What tells that the vendor fails; empty when nothing does."""
+        if self._pause or self._in_a_row >= max(FAILURES, self._in_flight):
+            return f"{self._in_a_row} times in a row"
+        oldest = int(self._clock()) - WINDOW_SECONDS
+        recent = [second for second in self._window if second[0] > oldest]
+        seen = sum(second[1] for second in recent)
+        failed = sum(second[2] for second in recent)
+        if seen >= max(WINDOW_REQUESTS, self._in_flight) and failed >= WINDOW_SHARE * seen:
+            return f"{failed} of its last {seen} requests"
+        return ""
+
+    def _open(self, wanted: float) -> None:
+        self._round += 1
+        self._probe_since = None
+        longer = max(2 * self._pause, FIRST_SECONDS, wanted)
+        self._pause = min(longer, LONGEST_SECONDS)
         self._until = self._clock() + self._pause

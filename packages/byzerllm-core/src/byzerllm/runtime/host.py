@@ -109,8 +109,10 @@ class Admission:
                 self._waiting.remove(turn)
             raise
 
-    def leave(self, seconds: float) -> None:
-        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+    def leave(self, seconds: float | None) -> None:
+        """Give the place to the next one; `seconds` is None when nothing was run in it."""
+        if seconds is not None:
+            self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -307,7 +309,7 @@ class Host:
         """Chunks as the backend makes them; the last one has its times filled in."""
         if isinstance(request, GenerateRequest):
             self._check(request)
-        await self._enter()
+        entered = await self._enter()
         meter = Meter(self.counters)
         texts: list[str] = []
         begun = False
@@ -319,14 +321,14 @@ class Host:
                     begun = True
                     yield chunk
             meter.ended(self.spec)
-            self._succeeded()
+            self._succeeded(entered)
         except Exception as error:
-            self._failed(error)
+            self._failed(entered, error)
             if begun and isinstance(error, _BREAKS):
                 raise _interrupted(error, "".join(texts)) from error
             raise
         finally:
-            self.admission.leave(meter.seconds())
+            self._leave(entered, meter.seconds())
 
     def _chunks(self, request: StreamRequest) -> AsyncIterator[GenerateChunk]:
         if isinstance(request, SpeechRequest):
@@ -335,7 +337,7 @@ class Host:
 
     async def _generate_whole(self, request: GenerateRequest) -> GenerateResult:
         self._check(request)
-        await self._enter()
+        entered = await self._enter()
         meter = Meter(self.counters)
         texts: list[str] = []
         reasoning: list[str] = []
@@ -352,12 +354,12 @@ class Host:
                     logprobs += chunk.logprobs
                     add_tool_calls(tool_calls, chunk.tool_calls)
             last = meter.ended(self.spec)
-            self._succeeded()
+            self._succeeded(entered)
         except Exception as error:
-            self._failed(error)
+            self._failed(entered, error)
             raise
         finally:
-            self.admission.leave(meter.seconds())
+            self._leave(entered, meter.seconds())
         return GenerateResult(
             text="".join(texts),
             finish_reason=last.finish_reason or "stop",
@@ -387,33 +389,47 @@ class Host:
         )
 
     async def _admitted(self, method: Callable[[Any], Any], request: Request) -> Result:
-        await self._enter()
+        entered = await self._enter()
         start = time.monotonic()
         try:
             result: Result = await method(request)
         except Exception as error:
-            self._failed(error)
+            self._failed(entered, error)
             raise
         else:
             self.counters.done += 1
-            self._succeeded()
+            self._succeeded(entered)
             return result
         finally:
-            self.admission.leave(time.monotonic() - start)
+            self._leave(entered, time.monotonic() - start)
 
-    async def _enter(self) -> None:
-        if self.breaker is not None:
-            self.breaker.enter()
+    async def _enter(self) -> int:
+        """Wait for a place; what the breaker wants to be told afterwards."""
+        if self.breaker is None:
+            await self.admission.enter()
+            return 0
+        self.breaker.check()
         await self.admission.enter()
+        try:
+            # Once more: those that waited are refused, too, when the vendor has failed meanwhile.
+            return self.breaker.enter()
+        except ProviderError:
+            self.admission.leave(None)
+            raise
 
-    def _succeeded(self) -> None:
+    def _succeeded(self, entered: int) -> None:
         if self.breaker is not None:
-            self.breaker.succeeded()
+            self.breaker.succeeded(entered)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, entered: int, error: Exception) -> None:
         self.counters.failed += 1
         if self.breaker is not None:
-            self.breaker.failed(error)
+            self.breaker.failed(entered, error)
+
+    def _leave(self, entered: int, seconds: float) -> None:
+        if self.breaker is not None:
+            self.breaker.left(entered)
+        self.admission.leave(seconds)
 
     def _check(self, request: GenerateRequest) -> None:
         if not request.messages and request.prompt is None:

@@ -81,10 +81,7 @@ class LocalRuntime:
     async def call(
         self, model: str, request: Request, *, pin: int | None = None, timeout: float
     ) -> Result:
-        task = asyncio.run_coroutine_threadsafe(
-            self._call(model, request, pin, timeout), self._background.loop
-        )
-        return await asyncio.wrap_future(task)
+        return await self._background.call(self._call(model, request, pin, timeout))
 
     def call_sync(
         self, model: str, request: Request, *, pin: int | None = None, timeout: float
