@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,11 @@ def one_call(provider: Provider, message: Mapping[str, Any]) -> dict[str, str] |
         return None
     function = calls[0]["function"]
     return {"name": function["name"], "arguments": function["arguments"]}
+
+
+def new_call_id() -> str:
+    """An id for a call of a vendor whose calls have none."""
+    return f"call_{uuid.uuid4().hex[:16]}"
 
 
 def functions_of(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -197,7 +197,13 @@ class VendorErrors:
         self.vendor = vendor
         self.model = model
         self.table = table
-        self._secrets = sorted((s for s in secrets if len(s) > 3), key=len, reverse=True)
+        self._secrets: list[str] = []
+        self.hide(*secrets)
+
+    def hide(self, *secrets: str) -> None:
+        """More texts that no error may show: a token that the vendor handed out."""
+        known = {*self._secrets, *(secret for secret in secrets if len(secret) > 3)}
+        self._secrets = sorted(known, key=len, reverse=True)
 
     def of_answer(self, status: int, headers: Mapping[str, str], body: bytes) -> RequestError:
         """The error of an answer whose status says that it failed."""

@@ -42,6 +42,7 @@ from byzerllm.requests import (
 )
 from byzerllm_saas.conversation import (
     functions_of,
+    new_call_id,
     one_call,
     plain_text,
     sampling_given,
@@ -396,10 +397,10 @@ class _Reading:
         call, finish = self._call, self.finish or "stop"
         calls = []
         if call.name:
-            # Calls have no ids here; a chat has one at a time.
+            # An answer has one call at most.
             calls = [
                 ToolCallDelta(
-                    index=0, id="call_0", name=call.name, arguments=call.arguments or "{}"
+                    index=0, id=new_call_id(), name=call.name, arguments=call.arguments or "{}"
                 )
             ]
         return GenerateChunk(
