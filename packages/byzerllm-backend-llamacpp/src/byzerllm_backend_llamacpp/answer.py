@@ -121,7 +121,7 @@ class Sequence:
         self._ends.append((begin, self.text.decoded))
         if logprob is not None:
             self._logprobs.append(logprob)
-        if self.text.stopped:
+        if self.text.stopped or self.sampler.complete:
             return "stop"
         return "length" if self.generated >= self.limit else None
 

@@ -25,6 +25,7 @@ from byzerllm_backend_llamacpp.context import answering_context, shares_cache, t
 from byzerllm_backend_llamacpp.embedding import Embedder
 from byzerllm_backend_llamacpp.engine import Engine, EngineStats
 from byzerllm_backend_llamacpp.gguf import check_gguf, find_gguf
+from byzerllm_backend_llamacpp.json_schema import SchemaCompiler
 from byzerllm_backend_llamacpp.model import Model, initialise
 from byzerllm_backend_llamacpp.native import llama_cpp
 from byzerllm_backend_llamacpp.parameters import LlamaCppParameters
@@ -61,6 +62,7 @@ class LlamaCppBackend(Backend):
         self._template = template
         self._engine = engine
         self._embedder = embedder
+        self._schemas = SchemaCompiler(model)
         self._closed = False
 
     @classmethod
@@ -261,7 +263,9 @@ class LlamaCppBackend(Backend):
                 prompt_tokens=len(tokens),
                 max_model_len=self._n_ctx,
             )
-        return tokens, Sampler(self._model, recipe, tokens, self._n_ctx)
+        schema = request.sampling.json_schema
+        matcher = None if schema is None else self._schemas.matcher(schema)
+        return tokens, Sampler(self._model, recipe, tokens, self._n_ctx, matcher)
 
     def _stop_ids(self, request: GenerateRequest) -> frozenset[int]:
         params = request.sampling

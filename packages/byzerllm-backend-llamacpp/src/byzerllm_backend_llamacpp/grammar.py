@@ -1,11 +1,14 @@
-"""Grammars for constrained decoding: JSON schema to GBNF, and the checks before llama.cpp parses.
+"""Grammars in GBNF for constrained decoding, and the checks before llama.cpp parses them.
 
 GBNF: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md.
+
+They stay with llama.cpp's own sampler, not with llguidance as JSON schemas do: its converter
+`gbnf_to_lark` makes regular rules lexemes, which match greedily, so that
+`root ::= word "ing"` with `word ::= [a-z]+` no longer takes "sing"; and it garbles `\\u0041`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -19,37 +22,6 @@ _MAX_RULES = 4000
 _MAX_LENGTH = 1_000_000
 _WHERE = "constrained decoding"
 _LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
-
-
-def grammar_text(json_schema: dict[str, Any] | None, grammar: str | None) -> str | None:
-    """The GBNF that a request asks for, None when it asks for none.
-
-    Raises:
-        ParameterError: both were given, or the schema cannot be expressed.
-    """
-    if json_schema is None:
-        return grammar
-    if grammar is not None:
-        raise ParameterError("give json_schema or grammar, not both")
-    return _from_schema(json_schema)
-
-
-def _from_schema(schema: dict[str, Any]) -> str:
-    if "$ref" in schema:
-        # The converter does not look for definitions beside a reference at the root.
-        beside = {key: value for key, value in schema.items() if key != "$ref"}
-        schema = {**beside, "anyOf": [{"$ref": schema["$ref"]}]}
-    try:
-        return str(llama_cpp.llama_grammar.json_schema_to_gbnf(json.dumps(schema)))
-    except RecursionError:
-        reason = "it is nested too deeply"
-    except KeyError as error:
-        reason = f"it refers to {error}, which it does not define"
-    except (AssertionError, AttributeError, TypeError, ValueError, IndexError) as error:
-        reason = str(error)
-    raise ParameterError.invalid(
-        "json_schema", f"no grammar can be made of it: {reason}", where=_WHERE
-    )
 
 
 def grammar_sampler(vocab: Any, text: str) -> Any:
@@ -82,8 +54,7 @@ def _check_size(text: str) -> None:
     if _depth(rules) > _MAX_DEPTH:
         raise ParameterError.invalid(
             "grammar",
-            f"groups are nested more than {_MAX_DEPTH} deep; lower maxLength, maxItems or the "
-            "repetitions of a pattern",
+            f"groups are nested more than {_MAX_DEPTH} deep",
             where=_WHERE,
         )
 

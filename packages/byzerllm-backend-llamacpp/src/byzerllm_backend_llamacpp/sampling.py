@@ -1,8 +1,16 @@
 """Picks the next token of one answer, with llama.cpp's samplers.
 
 The order of a chain is that of llama.cpp's own tools: logit bias, penalties, top-n-sigma, top-k,
-typical, top-p, min-p, XTC, temperature, draw. A grammar is asked about the drawn token first; only
-when it refuses, all tokens are checked and one is drawn anew.
+typical, top-p, min-p, XTC, temperature, draw.
+
+With a JSON schema the chain sees only the tokens that may follow, so an answer is drawn from the
+model's distribution over them and truncated among them; where one token is left it is taken as it
+is. Finding them costs a small part of a decode step.
+
+A GBNF grammar is slow to ask about all tokens. It is asked about the drawn token first; only when
+it refuses, all tokens are checked and one is drawn anew, as llama.cpp's own tools do. At
+temperature 0, or without truncating samplers, that is the same distribution; else tokens that the
+truncation would keep among all tokens are somewhat favoured.
 """
 
 from __future__ import annotations
@@ -20,7 +28,8 @@ from msgspec import Meta, Struct
 
 from byzerllm.errors import BackendError, ParameterError
 from byzerllm.requests import NonNegative, Probability, SamplingParams, TokenLogprob
-from byzerllm_backend_llamacpp.grammar import grammar_sampler, grammar_text
+from byzerllm_backend_llamacpp.grammar import grammar_sampler
+from byzerllm_backend_llamacpp.json_schema import SchemaMatcher
 from byzerllm_backend_llamacpp.model import Model
 from byzerllm_backend_llamacpp.native import llama_cpp
 
@@ -34,8 +43,10 @@ MIN_P = 0.05
 _WHERE = "generation on backend 'llama_cpp'"
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 _SEEDS = 0xFFFFFFFF
+_NO_TOKEN = "the grammar or JSON schema allows no token of this model at this point"
 
 Logits = npt.NDArray[np.float32]
+TokenIds = npt.NDArray[np.integer[Any]]
 
 
 class LlamaSampling(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +95,6 @@ class Recipe:
     extra: LlamaSampling
     temperature: float
     seed: int
-    grammar: str | None
 
     @classmethod
     def of(
@@ -93,12 +103,14 @@ class Recipe:
         """Fill in defaults; `seed` is the deployment's.
 
         Raises:
-            ParameterError: parameters that contradict each other, or a schema without a grammar.
+            ParameterError: parameters that contradict each other.
         """
         default = CHAT_TEMPERATURE if chat else COMPLETION_TEMPERATURE
         chosen = seed if params.seed is None else params.seed
-        grammar = grammar_text(params.json_schema, params.grammar)
-        if grammar is not None and params.ignore_eos:
+        constrained = params.json_schema is not None or params.grammar is not None
+        if params.json_schema is not None and params.grammar is not None:
+            raise ParameterError("give json_schema or grammar, not both")
+        if constrained and params.ignore_eos:
             raise ParameterError(
                 "ignore_eos cannot go with json_schema or grammar: an answer that is complete "
                 "has no other token than the end"
@@ -112,7 +124,6 @@ class Recipe:
             extra=extra,
             temperature=default if params.temperature is None else params.temperature,
             seed=(random.randrange(_SEEDS) if chosen is None else chosen) % _SEEDS,
-            grammar=grammar,
         )
 
     @property
@@ -128,24 +139,34 @@ class Sampler:
         recipe: how.
         prompt: its tokens count for the repetition penalty.
         context_size: longest window of a penalty.
+        matcher: the recipe's JSON schema at the beginning of the answer.
 
     Raises:
         ParameterError: a bad grammar or a token id that the model has not.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, prompt: list[int], context_size: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        recipe: Recipe,
+        prompt: list[int],
+        context_size: int,
+        matcher: SchemaMatcher | None = None,
+    ) -> None:
         self._vocab_size = model.vocab_size
+        self._matcher = matcher
         self._grammar: Any = None
         self._chain: Any = None
         biases = _biases(model, recipe.params)
-        if recipe.grammar is not None:
-            self._grammar = grammar_sampler(model.vocab, recipe.grammar)
+        self._banned = np.array([t for t, bias in biases.items() if bias == -math.inf], np.int32)
+        if recipe.params.grammar is not None:
+            self._grammar = grammar_sampler(model.vocab, recipe.params.grammar)
         parts = [
             *_bias_sampler(model, biases),
             *_penalties(model, recipe, prompt, context_size),
         ]
         self._argmax = recipe.greedy and not parts and self._grammar is None
-        if self._argmax:
+        if self._argmax:  # over all tokens, or over those that the schema allows
             return
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
@@ -157,13 +178,44 @@ class Sampler:
         """The next token, from the logits of batch position `index`.
 
         Raises:
-            BackendError: the grammar allows no token of the model any more.
+            BackendError: the schema or grammar allows no token of the model any more.
+            ParameterError: the schema needs more work per token than an answer may cost.
         """
+        if self._matcher is not None:
+            return self._matching(self._matcher, logits(context, index, self._vocab_size))
         if self._argmax:
             return int(logits(context, index, self._vocab_size).argmax())
         if self._grammar is None:
             return int(llama_cpp.llama_sampler_sample(self._chain, context, index))
         return self._constrained(logits(context, index, self._vocab_size))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is a whole value that nothing can follow."""
+        return self._matcher is not None and self._matcher.complete
+
+    def _matching(self, matcher: SchemaMatcher, row: Logits) -> int:
+        allowed = matcher.allowed()
+        allowed[self._banned] = False
+        best = int(row.argmax()) if self._argmax else None
+        if best is not None and allowed[best]:
+            token = best
+        else:
+            token = self._draw(row, np.flatnonzero(allowed))
+        if self._chain is not None:
+            llama_cpp.llama_sampler_accept(self._chain, token)
+        matcher.accept(token)
+        return token
+
+    def _draw(self, row: Logits, ids: TokenIds) -> int:
+        if not ids.size:
+            raise BackendError(_NO_TOKEN)
+        if ids.size == 1:
+            return int(ids[0])
+        among = row.take(ids)
+        if self._argmax:
+            return int(ids[among.argmax()])
+        return _Candidates(among, ids).draw(self._chain)
 
     def _constrained(self, row: Logits) -> int:
         token = _Candidates(row).draw(self._chain)
@@ -173,15 +225,13 @@ class Sampler:
             token = candidates.draw(self._chain)
             # llama.cpp aborts the process when a grammar is told to accept what it refuses.
             if not self._allows(token):
-                raise BackendError(
-                    "the grammar or JSON schema allows no token of this model at this point"
-                )
+                raise BackendError(_NO_TOKEN)
         llama_cpp.llama_sampler_accept(self._chain, token)
         llama_cpp.llama_sampler_accept(self._grammar, token)
         return token
 
     def _allows(self, token: int) -> bool:
-        single = _Candidates(np.zeros(1, np.float32), first=token)
+        single = _Candidates(np.zeros(1, np.float32), np.array([token]))
         single.apply(self._grammar)
         return single.allowed()
 
@@ -190,15 +240,15 @@ class Sampler:
         for sampler in (self._chain, self._grammar):
             if sampler is not None:
                 llama_cpp.llama_sampler_free(sampler)
-        self._chain = self._grammar = None
+        self._chain = self._grammar = self._matcher = None
 
 
 class _Candidates:
-    """llama.cpp's `llama_token_data_array` over a row of logits."""
+    """llama.cpp's `llama_token_data_array` over logits and their tokens, by default all."""
 
-    def __init__(self, row: Logits, first: int = 0) -> None:
+    def __init__(self, row: Logits, ids: TokenIds | None = None) -> None:
         self._data = np.empty(len(row), _CANDIDATE)
-        self._data["id"] = np.arange(first, first + len(row), dtype=np.int32)
+        self._data["id"] = np.arange(len(row), dtype=np.int32) if ids is None else ids
         self._data["logit"] = row
         self._data["p"] = 0
         self._array = llama_cpp.llama_token_data_array(
