@@ -19,6 +19,7 @@ from byzerllm.errors import (
     ModelSourceError,
     OverloadedError,
     ParameterError,
+    ProviderUnavailableError,
 )
 from byzerllm.plugins import Plugins
 from byzerllm.requests import (
@@ -32,6 +33,7 @@ from byzerllm.requests import (
     TokenizeResult,
     Usage,
 )
+from byzerllm.runtime import breaker
 from byzerllm.runtime.deployment import DeploymentSpec
 from byzerllm.runtime.host import (
     TTFT_SAMPLES,
@@ -231,6 +233,21 @@ class Odd(echo.EchoBackend):
         self.closed += 1
 
 
+class Down(echo.EchoBackend):
+    """A vendor that fails after a while, unless it is asked something else."""
+
+    asked = 0
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+        Down.asked += 1
+        await asyncio.sleep(0.02)
+        if request.prompt == "fail":
+            raise ProviderUnavailableError("down", retryable=True)
+        if request.prompt == "hang":
+            await asyncio.sleep(60)
+        yield GenerateChunk(text="up", finish_reason="stop")
+
+
 class FileParameters(Parameters):
     """None."""
 
@@ -255,7 +272,19 @@ def plugins() -> Plugins:
             )
         )
 
+    def register_providers(register: Any) -> None:
+        register(
+            BackendSpec(
+                name="down",
+                path=f"{__name__}:Down",
+                parameters=echo.EchoParameters,
+                capabilities=frozenset({"chat", "completion"}),
+                hosted=True,
+            )
+        )
+
     module.register_backends = byzerllm.hookimpl(register_backends)  # type: ignore[attr-defined]
+    module.register_providers = byzerllm.hookimpl(register_providers)  # type: ignore[attr-defined]
     made.register(module, "odd")
     return made
 
@@ -436,3 +465,55 @@ def test_close_is_idempotent() -> None:
 def test_spec_crosses_processes() -> None:
     spec = DeploymentSpec(model="m", infer_params={"a": [1, "x"]}, resources={"disk": 0.5})
     assert decode_spec(encode_spec(spec)) == spec
+
+
+# A vendor that is left alone.
+
+
+async def outcome(one: Host, prompt: str) -> str:
+    try:
+        await one.answer(ask(prompt))
+    except ProviderUnavailableError as error:
+        return "cooling" if error.details.get("cooling") else "down"
+    return "up"
+
+
+def test_who_waits_for_a_place_is_refused_too_when_the_vendor_fails() -> None:
+    async def run() -> None:
+        one = host("saas/down", concurrency=5, queue=100)
+        await one.load()
+        Down.asked = 0
+        outcomes = await asyncio.gather(*(outcome(one, "fail") for _ in range(50)))
+        assert Down.asked < 12
+        assert outcomes.count("cooling") == 50 - Down.asked
+        assert (one.admission.running, one.admission.queued) == (0, 0)
+        assert one.stat()["cooling"] > 0
+
+    asyncio.run(run())
+
+
+def test_a_probe_that_finds_no_place_or_is_cancelled_makes_room_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(breaker, "FIRST_SECONDS", 0.2)
+
+    async def run() -> None:
+        one = host("saas/down", concurrency=1, queue=0)
+        await one.load()
+        for _ in range(breaker.FAILURES):
+            assert await outcome(one, "fail") == "down"
+        assert await outcome(one, "up") == "cooling"
+        await asyncio.sleep(0.2)
+        probe = asyncio.ensure_future(outcome(one, "hang"))
+        await asyncio.sleep(0.05)
+        assert await outcome(one, "up") == "cooling"
+        probe.cancel()
+        await soon()
+        await one.admission.enter()
+        with pytest.raises(OverloadedError):
+            await one.answer(ask("up"))
+        one.admission.leave(None)
+        assert await outcome(one, "up") == "up"
+        assert one.stat()["cooling"] == 0
+
+    asyncio.run(run())

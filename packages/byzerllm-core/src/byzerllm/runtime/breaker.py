@@ -5,11 +5,11 @@ the next failure, so that callers can turn to a fallback. When the pause is over
 through as a probe; its success ends the cooldown, its failure begins a longer one. (M. Nygard,
 "Release It!", chapter on stability patterns.)
 
-Two things tell that a vendor fails: several failures in a row, or most requests of the last seconds.
-Both want more of them the more requests are in flight. Failures come back sooner than answers do, so
-of a burst the first to be heard of are all failures; and where hundreds of requests end each second,
-a vendor that fails one in three does so five times in a row every few seconds, while its callers are
-served well by retries.
+Two things tell that a vendor fails: several failures in a row, or most requests of the last
+seconds. Both want more of them the more requests are in flight. Failures come back sooner than
+answers do, so of a burst the first to be heard of are all failures; and where hundreds of requests
+end each second, a vendor that fails one in three does so five times in a row every few seconds,
+while its callers are served well by retries.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class CircuitBreaker:
             return
         wait = max(self._until - now, 1.0)
         raise ProviderUnavailableError(
-            f"the vendor of {self._model!r} failed {self._reason}; it is left alone for {wait:.0f} s",
+            f"the vendor of {self._model!r} failed {self._reason}; it is left alone for "
+            f"{wait:.0f} s",
             retryable=False,
             cooling=True,
             retry_after=round(wait, 1),
