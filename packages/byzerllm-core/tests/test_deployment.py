@@ -153,7 +153,7 @@ def test_what_is_not_installed_is_named() -> None:
         ({"infer_params": ["a"]}, "'infer_params' for deploy: Expected `object`"),
         ({"balancer": "lur"}, r"'lur' for a balancer \(did you mean 'lru'\?\)"),
         ({"backend": "llamacpp"}, r"'llamacpp' for a backend \(did you mean 'llama_cpp'"),
-        ({"model_type": "saas/opnai"}, r"'opnai' for a provider \(did you mean 'openai'"),
+        ({"model_type": "saas/opnai"}, r"'saas/opnai' \(did you mean 'saas/openai'"),
         (
             {"model_type": "custom/llama2", "backend": "vllm"},
             "'custom/llama2' for pretrained_model_type of ray/vllm.*allowed: custom/auto",

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from byzerllm.errors import ModelSourceError, NotInstalledError, ParameterError, listed
+from byzerllm.errors import (
+    ModelSourceError,
+    NotInstalledError,
+    ParameterError,
+    did_you_mean,
+    listed,
+)
 
 if TYPE_CHECKING:
     from byzerllm.backend import BackendSpec
@@ -188,10 +194,8 @@ def backend_of(spec: DeploymentSpec, plugins: Plugins) -> BackendSpec:
 def _choose(spec: DeploymentSpec, plugins: Plugins) -> BackendSpec:
     if spec.model_type.startswith("saas/"):
         provider = spec.model_type.removeprefix("saas/")
-        if provider not in plugins.providers and not len(list(plugins.providers)):
-            raise NotInstalledError(
-                f"provider {spec.model_type!r} is not installed; run: pip install byzerllm-saas"
-            )
+        if provider not in plugins.providers:
+            raise _no_provider(spec.model_type, [f"saas/{name}" for name in plugins.providers])
         return plugins.providers.get(provider)
     if spec.backend:
         return backend_of(spec, plugins)
@@ -203,6 +207,17 @@ def _choose(spec: DeploymentSpec, plugins: Plugins) -> BackendSpec:
     if spec.gpus_per_worker > 0 and "ray/vllm" in plugins.backends:
         return plugins.backend("ray/vllm")
     return plugins.backend("transformers")
+
+
+def _no_provider(model_type: str, there: list[str]) -> Exception:
+    if not there:
+        return NotInstalledError(
+            f"provider {model_type!r} is not installed; run: pip install byzerllm-saas"
+        )
+    return ParameterError(
+        f"no provider {model_type!r}{did_you_mean(model_type, there)}; there are: {listed(there)}",
+        parameter="pretrained_model_type",
+    )
 
 
 def plugins_format(model_path: str, plugins: Plugins) -> str:
