@@ -59,12 +59,13 @@ ZHIPU_ERRORS = ErrorTable(
     ),
 )
 
+HOTTEST = 1.0
+"""The highest temperature that the vendor takes."""
 TOKEN_SECONDS = 210
 """How long a signed key is good for."""
 _RENEW_SECONDS = 30
 
 _SIGNED = re.compile(r"([^.\s]+)\.([^.\s]+)")
-_GREEDY = 0.0
 
 
 def signed_token(key: str, now: float) -> str:
@@ -134,7 +135,15 @@ SPEC = BackendSpec(
     model_types=("saas/zhipu",),
     capabilities=frozenset({"chat", "embedding", "tools", "vision"}),
     extra_parameters=frozenset(
-        {"do_sample", "request_id", "response_format", "thinking", "tool_stream", "user_id"}
+        {
+            "do_sample",
+            "reasoning_effort",
+            "request_id",
+            "response_format",
+            "thinking",
+            "tool_stream",
+            "user_id",
+        }
     ),
     default_concurrency=10,
     hosted=True,
@@ -148,7 +157,7 @@ class Zhipu(OpenAIVectors):
     spec = SPEC
     errors_table = ZHIPU_ERRORS
     dialect = Dialect(
-        sampling=frozenset({"max_tokens", "temperature", "top_p", "stop"}),
+        sampling=frozenset({"max_tokens", "seed", "stop", "temperature", "top_p"}),
         include_usage=False,
         finish_reasons={"sensitive": "content_filter"},
         failures=frozenset({"network_error"}),
@@ -170,8 +179,15 @@ class Zhipu(OpenAIVectors):
     def chat_body(self, request: GenerateRequest) -> dict[str, Any]:
         if len(request.sampling.stop) > 1:
             raise ParameterError.invalid("stop", "the vendor takes one text", where="saas/zhipu")
+        temperature = request.sampling.temperature
+        if temperature is not None and temperature > HOTTEST:
+            raise ParameterError.invalid(
+                "temperature",
+                f"the vendor takes 0 to {HOTTEST:g} (got {temperature:g})",
+                where="saas/zhipu",
+            )
         body = super().chat_body(request)
-        if body.get("temperature") == _GREEDY:
+        if temperature == 0:
             # Zero is outside of what it takes; this is how it is told to be greedy.
             del body["temperature"]
             body.setdefault("do_sample", False)
