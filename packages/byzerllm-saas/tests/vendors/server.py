@@ -296,10 +296,12 @@ class Vendor:
     ) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
         body = await request.read()
-        self.asked.append(Asked(request.method, request.path, dict(request.query), headers, body))
+        asked = Asked(request.method, request.path, dict(request.query), headers, body)
+        self.remember(asked)
         try:
-            if self._faults and self.may_fail(request):
-                fault = request[FAULT] = self._faults.popleft()
+            fault = self.fault_of(request, asked)
+            if fault is not None:
+                request[FAULT] = fault
                 if isinstance(fault, Slow):
                     await asyncio.sleep(fault.seconds)
                 elif isinstance(fault, Empty):
@@ -325,6 +327,13 @@ class Vendor:
         except Exception as error:
             self.complaints.append(f"{request.method} {request.path}: {error!r}")
             raise
+
+    def remember(self, asked: Asked) -> None:
+        self.asked.append(asked)
+
+    def fault_of(self, request: web.Request, asked: Asked) -> Fault | None:
+        """What goes wrong with this request."""
+        return self._faults.popleft() if self._faults and self.may_fail(request) else None
 
     def may_fail(self, request: web.Request) -> bool:
         """Whether faults reach this request; those of the check at deploy are spared."""
