@@ -77,9 +77,12 @@ class Stream:
     async def pieces(self) -> AsyncIterator[bytes]:
         """Bytes as they arrive: what lies ready comes as one piece."""
         read = self._response.content.readany
+        with self._http.explained("body", whole=True):
+            piece = await read()
         with self._http.explained("body"):
-            while piece := await read():
+            while piece:
                 yield piece
+                piece = await read()
 
     async def events(self) -> AsyncIterator[list[Event]]:
         """Server-sent events, in lists of those that arrived together.
@@ -259,6 +262,8 @@ class Http:
         Raises:
             ProviderError: the handshake was refused, or the vendor cannot be reached.
         """
+        import asyncio
+
         import aiohttp
 
         try:
@@ -270,10 +275,17 @@ class Http:
             raise self.errors.of_body(
                 {"message": error.message}, status=error.status, headers=error.headers or {}
             ) from None
+        patience = DRAIN_SECONDS
         try:
             yield Socket(socket, self)
+        except BaseException:
+            patience = 0.0
+            raise
         finally:
-            await socket.close()
+            # A vendor in mid-answer reads no farewell and does not give one.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await socket.close()
 
     def decode(self, body: bytes, wanted: type[T] | Any = Any) -> T:
         """A JSON body as `wanted` (a msgspec struct, or plain data).
@@ -286,7 +298,8 @@ class Http:
         try:
             found: T = _decode(body, type=wanted)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            begin = body[:200].decode("utf-8", "replace")
+            # Cleaned first: half of a secret at the end would not be found.
+            begin = self.errors.clean(body[:600].decode("utf-8", "replace"))[:200]
             raise self.errors.protocol(f"{error}; it begins with {begin!r}") from None
         return found
 
