@@ -132,7 +132,7 @@ _FINISH_REASONS: Mapping[str, FinishReason] = {
     "content_filter": "content_filter",
 }
 _ROLES = {"developer": "system"}
-# These think before each answer, and what thinks comes as a stream only.
+# These think before each answer when nothing is said.
 _ONLY_STREAMS = re.compile(r"(qwq|qvq|qwen3-[\d.]+b)", re.IGNORECASE)
 
 
@@ -259,7 +259,7 @@ class DashScopeChat(Provider):
             CapabilityError: the model is none that answers.
             ProviderError, ContextLengthError: the vendor's refusal or failure.
         """
-        streams = request.stream or bool(_ONLY_STREAMS.match(self.model))
+        streams = request.stream or self._only_streams(request)
         parameters = self._chat_parameters(request, streams)
         messages = self._messages(request)
         body = {"model": self.model, "input": {"messages": messages}, "parameters": parameters}
@@ -293,6 +293,12 @@ class DashScopeChat(Provider):
             }
             for index, message in enumerate(request.messages or ())
         ]
+
+    def _only_streams(self, request: GenerateRequest) -> bool:
+        """Whether the vendor streams the answer or refuses, as it does where the model thinks."""
+        asked = {**request.sampling.extra, **request.extra}
+        thinks = asked.get("enable_thinking")
+        return bool(_ONLY_STREAMS.match(self.model)) if thinks is None else bool(thinks)
 
     def _chat_parameters(self, request: GenerateRequest, streams: bool) -> dict[str, Any]:
         parameters: dict[str, Any] = {"result_format": "message"}
@@ -342,7 +348,10 @@ class DashScopeChat(Provider):
     async def _chunks(self, stream: Stream, reading: _Reading) -> AsyncIterator[GenerateChunk]:
         async with aclosing(stream.events()) as batches:  # type: ignore[type-var]
             async for events in batches:
-                chunk = reading.chunk([self._parsed(event, stream) for event in events])
+                # An event without data is a heartbeat.
+                chunk = reading.chunk(
+                    [self._parsed(event, stream) for event in events if event.data]
+                )
                 if reading.finish is not None:
                     yield reading.last(chunk)
                     return

@@ -56,7 +56,7 @@ from byzerllm.requests import (
     Usage,
 )
 from byzerllm_saas.errors import ErrorTable, VendorErrors
-from byzerllm_saas.http import Http
+from byzerllm_saas.http import Answer, Http
 from byzerllm_saas.keys import KeyRing
 from byzerllm_saas.limits import RateLimit, Ticket
 from byzerllm_saas.parameters import SaasParameters
@@ -190,18 +190,19 @@ class Provider(Backend):
             where=f"saas/{self.spec.name}",
         )
 
-    async def check_key(self, url: str, headers: Mapping[str, str]) -> None:
+    async def check_key(self, url: str, headers: Mapping[str, str]) -> Answer | None:
         """For `check` of a vendor that has no list of models: a free GET that shows the key.
 
-        What the vendor says of anything but the key is no failure.
+        What the vendor says of anything but the key is no failure; then there is no answer.
 
         Raises:
             ProviderError: it does not know the key, or cannot be reached.
         """
         try:
-            await self.http.send("GET", url, headers=headers)
+            return await self.http.send("GET", url, headers=headers)
         except (HostedModelNotFoundError, BadRequestError):
             self.context.report("not checked: the vendor has no answer to the call that shows it")
+            return None
 
     async def in_batches(
         self,

@@ -115,6 +115,12 @@ class TestChatGLM(ProviderTests):
             model.chunks()
         assert caught.value.retryable
 
+    def test_wrong_key_under_http_200(self, vendor: ChatGLMVendor) -> None:
+        vendor.status_of = {}
+        with pytest.raises(AuthenticationError, match="1002"):
+            Model(self.provider, self.wrong_key(vendor))
+        vendor.complaints.clear()
+
     def test_key_without_a_secret(self, vendor: Vendor) -> None:
         with pytest.raises(AuthenticationError):
             Model(self.provider, {**self.params(vendor), "saas.api_key": "no-dot-0123456789"})

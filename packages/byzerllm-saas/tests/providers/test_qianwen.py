@@ -72,6 +72,14 @@ class TestQianwen(DashScopeTests):
     def test_models_that_only_stream(self, vendor: Vendor) -> None:
         with self.other(vendor, "qwen3-8b") as model:
             assert model.chat().text == NUMBERS
+            assert vendor.asked[-1].headers["x-dashscope-sse"] == "enable"
+            model.chat(generation={"enable_thinking": False})
+            assert "x-dashscope-sse" not in vendor.asked[-1].headers
+
+    def test_thinking_comes_as_a_stream(self, vendor: Vendor, model: Model) -> None:
+        vendor.answers(Answer("42", reasoning="6 by 7"))
+        result = model.chat(generation={"enable_thinking": True})
+        assert (result.text, result.reasoning) == ("42", "6 by 7")
 
     def test_vision_model_has_another_address(self, vendor: Vendor) -> None:
         with (
@@ -81,14 +89,11 @@ class TestQianwen(DashScopeTests):
             pass
         assert vendor.asked == []
 
-    def test_url_error(self, vendor: QianwenVendor, model: Model) -> None:
+    def test_url_error(self, vendor: Vendor, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         """A vision model whose name does not say so."""
-        type(vendor).other_models, before = ("qwen-turbo",), vendor.other_models
-        try:
-            with pytest.raises(HostedModelNotFoundError, match="url error"):
-                model.chat()
-        finally:
-            type(vendor).other_models = before
+        monkeypatch.setattr(vendor, "other_models", ("qwen-turbo",))
+        with pytest.raises(HostedModelNotFoundError, match="url error"):
+            model.chat()
         vendor.complaints.clear()
 
     def test_images_need_another_model(self, model: Model) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from byzerllm.errors import CapabilityError, ParameterError
+from byzerllm.errors import CapabilityError, HostedModelNotFoundError, ParameterError
 from byzerllm_saas.providers import qianwen_vl
 from vendors.dashscope import DashScopeTests
 from vendors.qianwen_vl import QianwenVLVendor
@@ -89,6 +89,15 @@ class TestQianwenVL(DashScopeTests):
         ):
             pass
         assert vendor.asked == []
+
+    def test_url_error(self, vendor: Vendor) -> None:
+        """A text model whose name does not say so."""
+        with (
+            self.other(vendor, "other-text-model") as model,
+            pytest.raises(HostedModelNotFoundError, match="url error"),
+        ):
+            model.chat()
+        vendor.complaints.clear()
 
     # The server is DashScope as far as its own SDK can tell.
 

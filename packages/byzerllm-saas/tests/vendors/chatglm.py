@@ -43,18 +43,18 @@ class ChatGLMVendor(Vendor):
     """See the module.
 
     Attributes:
+        status_of: the kinds of errors that are not refused under HTTP 200.
         repeats: the last event of a stream has all of the answer once more.
     """
 
     key: ClassVar[str] = ZhipuVendor.key
     models: ClassVar = ("chatglm_130b", "chatglm_pro", "chatglm_std", "chatglm_lite")
     kinds: ClassVar = ZhipuVendor.kinds
-    statuses: ClassVar = {"wrong_key": 401, "expired": 401, "failed": 500}
-    """Everything else is refused under HTTP 200."""
 
     def __init__(self) -> None:
         super().__init__()
         self.repeats = False
+        self.status_of = {"wrong_key": 401, "expired": 401, "failed": 500}
 
     def routes(self) -> Iterable[web.RouteDef]:
         p = "/api/paas/v3/model-api"
@@ -65,7 +65,7 @@ class ChatGLMVendor(Vendor):
     def refusal(self, kind: str, message: str) -> web.Response:
         _, code, says = ZhipuVendor.errors[kind]
         error = {"code": int(code), "msg": f"{says} ({message})", "success": False}
-        return web.json_response(error, status=self.statuses.get(kind, 200))
+        return web.json_response(error, status=self.status_of.get(kind, 200))
 
     def check_head(self, request: web.Request) -> None:
         check_signed(request.headers.get("authorization", ""), self.key)

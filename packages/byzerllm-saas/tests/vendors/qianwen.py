@@ -203,8 +203,9 @@ class QianwenVendor(Vendor):
             return answer
 
         streams = request.headers.get("x-dashscope-sse") == "enable"
-        if model == "qwen3-8b":
-            self.expect(streams, "This model only support stream mode")
+        thinks = parameters.enable_thinking
+        if thinks or (thinks is None and model == "qwen3-8b"):
+            self.expect(streams, "enable_thinking must be set to false for non-streaming calls")
         answer = self.next_answer(make)
         reason = answer.finish or ("tool_calls" if answer.tool_calls else reason)
         if not streams:
@@ -252,6 +253,7 @@ class QianwenVendor(Vendor):
 
     def events(self, answer: Answer, reason: str, parameters: Parameters) -> Iterator[bytes]:
         adds = parameters.incremental_output
+        yield b":heartbeat\n\nevent:result\n\n"
         prompt, completion = answer.usage
         number = 0
         for number, (text, reasoning, calls) in enumerate(_steps(answer, adds), 1):

@@ -17,7 +17,7 @@ from msgspec import Struct
 from pydantic import Field
 
 from byzerllm.backend import BackendContext, BackendSpec
-from byzerllm.errors import ParameterError
+from byzerllm.errors import AuthenticationError, ParameterError, PermissionDeniedError
 from byzerllm.hookspecs import hookimpl
 from byzerllm.requests import GenerateChunk, GenerateRequest, Usage
 from byzerllm_saas.http import Answer, Stream
@@ -104,7 +104,12 @@ class ChatGLM(Provider):
     async def check(self) -> None:
         """Checks the key, by asking for a task that is none."""
         url = f"{self.parameters.base_url}/-/async-invoke/{_NO_TASK}"
-        await self.check_key(url, self.headers(self.keys.pick()))
+        answer = await self.check_key(url, self.headers(self.keys.pick()))
+        if answer is None:
+            return
+        found = self.errors.of_body(self.http.decode(answer.body), headers=answer.headers)
+        if isinstance(found, AuthenticationError | PermissionDeniedError):
+            raise found
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         """Answer a chat.
