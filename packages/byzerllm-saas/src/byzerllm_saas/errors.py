@@ -223,9 +223,11 @@ class VendorErrors:
         self, body: Any, *, status: int | None = None, headers: Mapping[str, str] | None = None
     ) -> RequestError:
         """The error that a decoded body tells of; also for those that come under HTTP 200."""
-        code, message, request_id, retry_after = self.table.read(body)
-        cls = self.table.classify(status, code, message)
         headers = headers or {}
+        code, message, request_id, retry_after = self.table.read(body)
+        # Amazon's codes stand in a header, an address after them.
+        code = code or headers.get("x-amzn-errortype", "").partition(":")[0]
+        cls = self.table.classify(status, code, message)
         return self.make(
             cls,
             message,

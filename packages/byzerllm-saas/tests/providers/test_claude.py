@@ -135,6 +135,8 @@ class TestClaude(ProviderTests):
         assert calls[0].arguments == "{}"
 
     def test_error_in_mid_stream(self, vendor: Vendor, model: Model) -> None:
+        # Fast, words and error would arrive together, and nothing would have been passed on.
+        vendor.pace = 0.02
         vendor.answers(Answer("a b c", finish="overloaded_error"))
         with pytest.raises(StreamInterruptedError, match=r"overloaded.*in mid-stream") as caught:
             model.chunks()
