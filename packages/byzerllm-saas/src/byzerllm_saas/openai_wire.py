@@ -414,9 +414,11 @@ class OpenAIChat(Provider):
                     if chunk is not None:
                         yield chunk
                         chunk = None
-        except ProviderError:
+        except ProviderError as error:
             # Of a whole answer nothing is lost but, at worst, its usage.
             if reading.finish is None:
+                if isinstance(error, ProviderUnavailableError) and not reading.begun:
+                    error.details["retryable"] = True
                 raise
         if reading.finish is None and not done:
             raise self.errors.unavailable(

@@ -7,9 +7,9 @@ through as a probe; its success ends the cooldown, its failure begins a longer o
 
 Two things tell that a vendor fails: several failures in a row, or most requests of the last
 seconds. Both want more of them the more requests are in flight. Failures come back sooner than
-answers do, so of a burst the first to be heard of are all failures; and where hundreds of requests
-end each second, a vendor that fails one in three does so five times in a row every few seconds,
-while its callers are served well by retries.
+answers do, and timeouts later, so of a burst the first and the last to be heard of are failures;
+and where hundreds of requests end each second, a vendor that fails one in three does so five times
+in a row every few seconds, while its callers are served well by retries.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from byzerllm.errors import (
 )
 
 FAILURES = 5
-"""In a row, and no fewer than are in flight."""
+"""In a row, and no fewer than are in flight, or were when the last of them began."""
 WINDOW_SECONDS = 10
 WINDOW_REQUESTS = 20
-"""That the window must have seen, and no fewer than are in flight."""
+"""That the window must have seen, and no fewer than are or were in flight."""
 WINDOW_SHARE = 0.8
 """Of them that must have failed. With half of them failing, four tries answer 15 of 16 requests."""
 FIRST_SECONDS = 5.0
@@ -58,6 +58,10 @@ _WELL = (
     HostedModelNotFoundError,
     PermissionDeniedError,
 )
+
+
+Entered = tuple[int, int]
+"""The number of cooldowns before a request, and how many were in flight with it."""
 
 
 class CircuitBreaker:
@@ -111,7 +115,7 @@ class CircuitBreaker:
             retry_after=round(wait, 1),
         )
 
-    def enter(self) -> int:
+    def enter(self) -> Entered:
         """To be called when a request is about to be sent.
 
         Raises:
@@ -121,11 +125,11 @@ class CircuitBreaker:
         if self._pause:
             self._probe_since = self._clock()
         self._in_flight += 1
-        return self._round
+        return self._round, self._in_flight
 
-    def succeeded(self, entered: int) -> None:
+    def succeeded(self, entered: Entered) -> None:
         """The vendor answered."""
-        if entered != self._round:
+        if entered[0] != self._round:
             return
         self._in_a_row = 0
         if self._pause:
@@ -133,27 +137,27 @@ class CircuitBreaker:
             self._window.clear()
         self._note(failed=False)
 
-    def failed(self, entered: int, error: BaseException) -> None:
+    def failed(self, entered: Entered, error: BaseException) -> None:
         """The request ended with an error; only failures that are the vendor's count."""
         if isinstance(error, _WELL):
             self.succeeded(entered)
             return
-        if entered != self._round or not isinstance(error, _FAILED):
+        if entered[0] != self._round or not isinstance(error, _FAILED):
             return
         if error.details.get("own_limit"):
             # The worker kept to saas.rpm or saas.tpm; the vendor was not asked.
             return
         self._in_a_row += 1
         self._note(failed=True)
-        found = self._found()
+        found = self._found(max(entered[1], self._in_flight))
         if found:
             self._reason = f"{found}, last with {type(error).__name__}: {error}"
             self._open(float(error.details.get("retry_after") or 0.0))
 
-    def left(self, entered: int) -> None:
+    def left(self, entered: Entered) -> None:
         """The request is over, however it ended."""
         self._in_flight -= 1
-        if entered == self._round:
+        if entered[0] == self._round:
             self._probe_since = None
 
     def _note(self, *, failed: bool) -> None:
@@ -166,15 +170,15 @@ class CircuitBreaker:
         window[-1][1] += 1
         window[-1][2] += failed
 
-    def _found(self) -> str:
+    def _found(self, in_flight: int) -> str:
         """What tells that the vendor fails; empty when nothing does."""
-        if self._pause or self._in_a_row >= max(FAILURES, self._in_flight):
+        if self._pause or self._in_a_row >= max(FAILURES, in_flight):
             return f"{self._in_a_row} times in a row"
         oldest = int(self._clock()) - WINDOW_SECONDS
         recent = [second for second in self._window if second[0] > oldest]
         seen = sum(second[1] for second in recent)
         failed = sum(second[2] for second in recent)
-        if seen >= max(WINDOW_REQUESTS, self._in_flight) and failed >= WINDOW_SHARE * seen:
+        if seen >= max(WINDOW_REQUESTS, in_flight) and failed >= WINDOW_SHARE * seen:
             return f"{failed} of its last {seen} requests"
         return ""
 

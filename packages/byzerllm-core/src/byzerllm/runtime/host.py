@@ -53,7 +53,7 @@ from byzerllm.requests import (
     add_tool_calls,
     generation_names,
 )
-from byzerllm.runtime.breaker import CircuitBreaker
+from byzerllm.runtime.breaker import CircuitBreaker, Entered
 from byzerllm.runtime.deployment import DeploymentSpec, backend_of, redact, redact_data
 from byzerllm.sources import resolve_path
 
@@ -403,11 +403,11 @@ class Host:
         finally:
             self._leave(entered, time.monotonic() - start)
 
-    async def _enter(self) -> int:
+    async def _enter(self) -> Entered:
         """Wait for a place; what the breaker wants to be told afterwards."""
         if self.breaker is None:
             await self.admission.enter()
-            return 0
+            return 0, 0
         self.breaker.check()
         await self.admission.enter()
         try:
@@ -417,16 +417,16 @@ class Host:
             self.admission.leave(None)
             raise
 
-    def _succeeded(self, entered: int) -> None:
+    def _succeeded(self, entered: Entered) -> None:
         if self.breaker is not None:
             self.breaker.succeeded(entered)
 
-    def _failed(self, entered: int, error: Exception) -> None:
+    def _failed(self, entered: Entered, error: Exception) -> None:
         self.counters.failed += 1
         if self.breaker is not None:
             self.breaker.failed(entered, error)
 
-    def _leave(self, entered: int, seconds: float) -> None:
+    def _leave(self, entered: Entered, seconds: float) -> None:
         if self.breaker is not None:
             self.breaker.left(entered)
         self.admission.leave(seconds)
