@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import zai
 
+from byzerllm import ByzerLLM
 from byzerllm.errors import (
     AuthenticationError,
     ParameterError,
@@ -21,7 +22,7 @@ from byzerllm_saas.providers import zhipu
 from byzerllm_saas.providers.zhipu import Tokens, signed_token
 from vendors.openai import vector
 from vendors.server import NUMBERS, Answer, Refuse, Refused, Vendor
-from vendors.suite import CALL, PNG, WEATHER, Model, ProviderTests, VendorConformance
+from vendors.suite import CALL, PNG, WEATHER, Model, ProviderTests, VendorConformance, cell
 from vendors.zhipu import ZhipuVendor, check_signed
 
 
@@ -33,6 +34,8 @@ class TestZhipu(ProviderTests):
         {
             "check",
             "embeddings",
+            "image_urls",
+            "images",
             "max_tokens",
             "reasoning",
             "retry_after",
@@ -155,19 +158,29 @@ class TestZhipu(ProviderTests):
         sent = vendor.asked[-1].json
         assert (sent["thinking"], sent["user_id"]) == ({"type": "disabled"}, "somebody")
 
-    @pytest.mark.parametrize(
-        ("url", "sent"),
-        [
-            (f"data:image/png;base64,{PNG}", PNG),
-            ("https://images.test/a.png", "https://images.test/a.png"),
-        ],
-    )
-    def test_images(self, vendor: Vendor, url: str, sent: str) -> None:
-        """Of glm-4v: addresses and bare base64."""
-        with self.other(vendor, "glm-4v") as model:
-            self.see(vendor, model, url, sent)
+    # glm-4 reads text alone, glm-4v sees.
+
+    @cell("images")
+    def test_images(self, vendor: Vendor, model: Model) -> None:
+        with self.other(vendor, "glm-4v") as sees:
+            self.see(vendor, sees, f"data:image/png;base64,{PNG}", PNG)
         _, image = vendor.asked[-1].json["messages"][0]["content"]
-        assert image == {"type": "image_url", "image_url": {"url": sent}}
+        assert image == {"type": "image_url", "image_url": {"url": PNG}}
+
+    @cell("image_urls")
+    def test_image_urls(self, vendor: Vendor, model: Model) -> None:
+        with self.other(vendor, "glm-4v") as sees:
+            super().test_image_urls(vendor, sees)
+
+    @cell("images")
+    def test_images_as_json_text(self, vendor: Vendor, llm: ByzerLLM) -> None:
+        params = {**self.params(vendor), "saas.model": "glm-4v"}
+        llm.deploy(pretrained_model_type="saas/zhipu", udf_name="sees", infer_params=params)
+        llm.setup_default_model_name("sees")
+        try:
+            super().test_images_as_json_text(vendor, llm)
+        finally:
+            llm.undeploy("sees", force=True)
 
     def test_sensitive(self, vendor: Vendor, model: Model) -> None:
         vendor.answers(*[Answer("half of", finish="sensitive")] * 2)
