@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 from byzerllm.errors import CapabilityError, ParameterError
 from byzerllm.messages import text_of
 from byzerllm.requests import SamplingParams
+from byzerllm_saas.sampling import given
 
 if TYPE_CHECKING:
     from byzerllm_saas.provider import Provider
 
 Message = dict[str, Any]
-
-_DEFAULTS = SamplingParams()
-# A template brings stop tokens beside stop texts that say the same.
-_NEVER_SENT = frozenset({"extra", "stop_token_ids"})
 
 
 def plain_text(provider: Provider, message: Mapping[str, Any]) -> str:
@@ -105,10 +102,7 @@ def sampling_given(
     Raises:
         ParameterError: one that it does not take.
     """
-    for name in SamplingParams.__struct_fields__:
-        value = getattr(sampling, name)
-        if name in _NEVER_SENT or value == getattr(_DEFAULTS, name):
-            continue
+    for name, value in given(sampling):
         if name not in names:
             raise provider.unsupported(name, names)
         yield names[name], value

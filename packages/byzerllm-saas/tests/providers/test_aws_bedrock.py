@@ -79,6 +79,10 @@ class BedrockTests(ProviderTests):
         with pytest.raises(ParameterError, match=reason):
             Model(self.provider, params)
 
+    def test_address_without_scheme(self, vendor: Vendor) -> None:
+        with pytest.raises(ParameterError, match=r"control_url.*begins with http:// or https://"):
+            Model(self.provider, {**self.params(vendor), "saas.control_url": "bedrock.test"})
+
     def test_unknown_parameter(self, vendor: Vendor) -> None:
         with pytest.raises(ParameterError, match=r"region.*did you mean 'region_name'"):
             Model(self.provider, {**self.params(vendor), "saas.region_nam": "x"})

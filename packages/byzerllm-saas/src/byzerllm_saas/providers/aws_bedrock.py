@@ -51,11 +51,11 @@ from byzerllm_saas.anthropic_wire import (
     StreamEvent,
     messages_body,
 )
+from byzerllm_saas.conversation import sampling_given
 from byzerllm_saas.errors import ErrorTable
 from byzerllm_saas.http import Answer, Stream, encode_json
-from byzerllm_saas.parameters import SaasParameters, refused
+from byzerllm_saas.parameters import SaasParameters, check_url, refused
 from byzerllm_saas.provider import Provider, Turn
-from byzerllm_saas.sampling import given
 
 Family = Literal["claude", "llama", "titan"]
 
@@ -113,15 +113,20 @@ class BedrockParameters(SaasParameters):
         None, description="how the model is asked; by default its name says so"
     )
 
+    @field_validator("control_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        return check_url(value) if value else value
+
     @field_validator("aws_access_key")
     @classmethod
     def _has_key(cls, value: SecretStr | None) -> SecretStr | None:
-        return _given(value, "saas.aws_access_key", "AWS_ACCESS_KEY_ID")
+        return _checked(value, "saas.aws_access_key", "AWS_ACCESS_KEY_ID")
 
     @field_validator("aws_secret_key")
     @classmethod
     def _has_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        return _given(value, "saas.aws_secret_key", "AWS_SECRET_ACCESS_KEY")
+        return _checked(value, "saas.aws_secret_key", "AWS_SECRET_ACCESS_KEY")
 
     @field_validator("region_name")
     @classmethod
@@ -131,7 +136,7 @@ class BedrockParameters(SaasParameters):
         return value
 
 
-def _given(value: SecretStr | None, name: str, variable: str) -> SecretStr:
+def _checked(value: SecretStr | None, name: str, variable: str) -> SecretStr:
     if value is None or not value.get_secret_value().strip():
         raise refused(
             f"no key is given; pass {name}='${{{variable}}}', which takes it from the environment"
@@ -372,13 +377,10 @@ class Bedrock(Provider):
     def _claude_body(self, request: GenerateRequest) -> dict[str, Any]:
         if request.prompt is not None:
             raise self._lacking("continues prompts")
-        given_limit = self.parameters.max_tokens
-        body = messages_body(request, where=_WHERE, max_tokens=given_limit, takes_urls=False)
+        limit = self.parameters.max_tokens
+        body = messages_body(request, where=_WHERE, max_tokens=limit, takes_urls=False)
         body["anthropic_version"] = self.parameters.model_api_version
-        for name, value in given(request.sampling):
-            if name not in ANTHROPIC_SAMPLING:
-                raise self.unsupported(name, ANTHROPIC_SAMPLING)
-            body[ANTHROPIC_SAMPLING[name]] = value
+        body.update(sampling_given(self, request.sampling, ANTHROPIC_SAMPLING))
         return {**body, **request.sampling.extra, **request.extra}
 
     def _llama_body(self, request: GenerateRequest) -> dict[str, Any]:
@@ -388,10 +390,7 @@ class Bedrock(Provider):
         if request.prompt is None:
             write = _llama2_prompt if _LLAMA_2.search(self.model) else _llama3_prompt
             body["prompt"] = write(request.messages or [])
-        for name, value in given(request.sampling):
-            if name not in _LLAMA_SAMPLING:
-                raise self.unsupported(name, _LLAMA_SAMPLING)
-            body[_LLAMA_SAMPLING[name]] = value
+        body.update(sampling_given(self, request.sampling, _LLAMA_SAMPLING))
         for name in request.sampling.extra:
             raise self.unsupported(name, _LLAMA_SAMPLING)
         return {**body, **request.extra}
