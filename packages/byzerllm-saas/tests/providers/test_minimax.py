@@ -19,7 +19,9 @@ class TestMiniMax(ProviderTests):
     vendor_class = MiniMaxVendor
     provider = "minimax"
     embedding_model = "embo-01"
-    has: ClassVar = frozenset({"check", "embeddings", "max_tokens", "stream", "tools", "usage"})
+    has: ClassVar = frozenset(
+        {"check", "embeddings", "max_tokens", "stream", "streamed_tools", "tools", "usage"}
+    )
 
     def params(self, vendor: Vendor) -> dict[str, Any]:
         return {
@@ -69,7 +71,7 @@ class TestMiniMax(ProviderTests):
         text = "".join(chunk.text for chunk in model.chunks())
         assert text == "你好 世界 " * 50
 
-    def test_streamed_call(self, vendor: Vendor, model: Model) -> None:
+    def test_streamed_tools(self, vendor: Vendor, model: Model) -> None:
         vendor.answers(Answer(tool_calls=[CALL]))
         last = model.chunks("weather?", tools=[WEATHER])[-1]
         assert last.finish_reason == "tool_calls"

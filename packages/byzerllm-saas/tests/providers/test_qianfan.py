@@ -44,7 +44,7 @@ class TestV1(ProviderTests):
     provider = "qianfan"
     embedding_model = "Embedding-V1"
     has: ClassVar = frozenset(
-        {"check", "embeddings", "max_tokens", "stop", "stream", "tools", "usage"}
+        {"check", "embeddings", "max_tokens", "stop", "stream", "streamed_tools", "tools", "usage"}
     )
 
     def params(self, vendor: Vendor) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class TestV1(ProviderTests):
         assert model.chat().finish_reason == "content_filter"
         assert model.chunks()[-1].finish_reason == "content_filter"
 
-    def test_streamed_call(self, vendor: Vendor, model: Model) -> None:
+    def test_streamed_tools(self, vendor: Vendor, model: Model) -> None:
         vendor.answers(Answer(tool_calls=[CALL]))
         last = model.chunks("weather?", tools=[WEATHER])[-1]
         assert last.finish_reason == "tool_calls"

@@ -32,7 +32,7 @@ def address(vendor: Vendor, version: str) -> str:
 class TestSparkDesk(ProviderTests):
     vendor_class = SparkDeskVendor
     provider = "sparkdesk"
-    has: ClassVar = frozenset({"check", "max_tokens", "stream", "tools", "usage"})
+    has: ClassVar = frozenset({"check", "max_tokens", "stream", "streamed_tools", "tools", "usage"})
 
     def params(self, vendor: Vendor) -> dict[str, Any]:
         return {
@@ -182,7 +182,7 @@ class TestSparkDesk(ProviderTests):
         with pytest.raises(ParameterError, match="last message"):
             model.chat(messages=[{"role": role, "content": text} for role, text in said[:3]])
 
-    def test_streamed_call(self, vendor: Vendor, model: Model) -> None:
+    def test_streamed_tools(self, vendor: Vendor, model: Model) -> None:
         vendor.answers(Answer(tool_calls=[CALL]))
         last = model.chunks("weather?", tools=[WEATHER])[-1]
         assert last.finish_reason == "tool_calls"

@@ -104,7 +104,7 @@ class QianfanVendor(Vendor):
         "overloaded": (336100, "try again"),
         "failed": (336000, "internal error"),
     }
-    kinds: ClassVar = frozenset(errors)
+    kinds: ClassVar = frozenset(errors) - {"bad_token", "old_token"}
 
     def __init__(self) -> None:
         super().__init__()
