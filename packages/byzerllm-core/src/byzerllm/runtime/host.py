@@ -28,6 +28,7 @@ from byzerllm.errors import (
     ProviderProtocolError,
     ProviderTimeoutError,
     ProviderUnavailableError,
+    RateLimitedError,
     StreamInterruptedError,
 )
 from byzerllm.plugins import Plugins
@@ -63,6 +64,7 @@ _BREAKS = (
     ProviderProtocolError,
     ProviderTimeoutError,
     ProviderUnavailableError,
+    RateLimitedError,
 )
 TTFT_SAMPLES = 200
 RATE_SECONDS = 10
