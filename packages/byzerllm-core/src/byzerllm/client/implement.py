@@ -29,12 +29,12 @@ from byzerllm.client.exchange import Conversation, Exchange, Run
 from byzerllm.client.formats import function_impl_format, language_of
 from byzerllm.client.sandbox import Limits, Outcome, SandboxMode, checked_mode, run_function, wire
 from byzerllm.client.schema import (
-    type_hints,
     class_schema,
     describe_type,
     explain,
     function_schema,
     type_adapter,
+    type_hints,
 )
 from byzerllm.client.structured import ASKS, AnswerError, Totals, parse_answer, parse_json
 from byzerllm.client.types import LLMClassResponse, LLMResponse
