@@ -8,10 +8,11 @@ import openai
 import pytest
 
 from byzerllm.errors import HostedModelNotFoundError, ParameterError
-from byzerllm.requests import EmbedRequest
+from byzerllm.requests import EmbedRequest, ImageRequest, SpeechRequest, TranscribeRequest
 from vendors.azure_openai import AzureOpenAIVendor
+from vendors.openai import PIXEL, spoken
 from vendors.server import NUMBERS, Vendor
-from vendors.suite import Model, ProviderTests, VendorConformance
+from vendors.suite import Model, ProviderTests, VendorConformance, cell
 
 
 class TestAzureOpenAI(ProviderTests):
@@ -21,17 +22,21 @@ class TestAzureOpenAI(ProviderTests):
     has: ClassVar = frozenset(
         {
             "check",
+            "drawing",
             "embeddings",
             "image_urls",
             "images",
             "json_schema",
             "max_tokens",
+            "reasoning",
             "retry_after",
+            "speech",
             "stop",
             "stream",
             "streamed_tools",
             "tool_choice",
             "tools",
+            "transcription",
             "usage",
         }
     )
@@ -47,6 +52,29 @@ class TestAzureOpenAI(ProviderTests):
 
     def at(self, address: str) -> dict[str, Any]:
         return {"saas.api_base": address}
+
+    def deployed(self, vendor: Vendor, deployment: str, model: str) -> Model:
+        given = {"saas.deployment_id": deployment, "saas.model": model}
+        return Model(self.provider, {**self.params(vendor), **given})
+
+    @cell("drawing")
+    def test_draw(self, vendor: Vendor) -> None:
+        model = self.deployed(vendor, "images-here", "dall-e-3")
+        assert model.ask(ImageRequest(id="i", prompt="a cat")).images == [PIXEL]
+        model.close()
+
+    @cell("speech")
+    def test_speak(self, vendor: Vendor) -> None:
+        model = self.deployed(vendor, "voice-here", "tts-1")
+        assert model.ask(SpeechRequest(id="s", text="hello")).audio == spoken("hello")
+        model.close()
+
+    @cell("transcription")
+    def test_transcribe(self, vendor: Vendor) -> None:
+        model = self.deployed(vendor, "ears-here", "whisper-1")
+        audio = b"RIFF" + bytes(100)
+        assert model.ask(TranscribeRequest(id="t", audio=audio)).text == "104 bytes were heard"
+        model.close()
 
     def test_older_versions_count_no_streams(self, vendor: Vendor) -> None:
         """The seed's version: `stream_options` would be refused."""

@@ -28,7 +28,7 @@ from byzerllm.requests import (
 )
 from vendors.openai import PIXEL, OpenAIVendor, scripted_vendor, spoken, vector
 from vendors.server import NUMBERS, Answer, Cut, Empty, Garbage, Refuse, Vendor
-from vendors.suite import SCHEMA, WEATHER, Model, ProviderTests, VendorConformance
+from vendors.suite import SCHEMA, WEATHER, Model, ProviderTests, VendorConformance, cell
 
 WAV = b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(100)
 
@@ -40,6 +40,7 @@ class TestOpenAI(ProviderTests):
     has: ClassVar = frozenset(
         {
             "check",
+            "drawing",
             "embeddings",
             "image_urls",
             "images",
@@ -47,11 +48,13 @@ class TestOpenAI(ProviderTests):
             "max_tokens",
             "reasoning",
             "retry_after",
+            "speech",
             "stop",
             "stream",
             "streamed_tools",
             "tool_choice",
             "tools",
+            "transcription",
             "usage",
         }
     )
@@ -167,6 +170,7 @@ class TestOpenAI(ProviderTests):
             with pytest.raises(Exception, match="rate"):
                 model.ask(EmbedRequest(id="e", texts=texts))
 
+    @cell("drawing")
     @pytest.mark.parametrize("name", ["dall-e-3", "gpt-image-1"])
     def test_draw(self, vendor: Vendor, name: str) -> None:
         with self.other(vendor, name) as model:
@@ -194,6 +198,7 @@ class TestOpenAI(ProviderTests):
                     model.ask(ImageRequest(id="i", prompt="a cat"))
                 assert caught.value.retryable == again, fault
 
+    @cell("speech")
     def test_speak(self, vendor: Vendor) -> None:
         with self.other(vendor, "tts-1") as model:
             result = model.ask(SpeechRequest(id="s", text="hello", voice="alloy"))
@@ -214,6 +219,7 @@ class TestOpenAI(ProviderTests):
                 with pytest.raises(Exception, match="openai"):
                     model.ask(SpeechRequest(id="s", text="hello"))
 
+    @cell("transcription")
     def test_transcribe(self, vendor: Vendor) -> None:
         with self.other(vendor, "whisper-1") as model:
             request = TranscribeRequest(id="t", audio=WAV, language="en", prompt="names")

@@ -19,7 +19,13 @@ _FILTER = {"hate": {"filtered": False, "severity": "safe"}}
 class AzureOpenAIVendor(OpenAIVendor):
     """Deployments by name; versions are dates."""
 
-    deployments: ClassVar = {"chat-here": "gpt-4o", "vectors-here": "text-embedding-3-small"}
+    deployments: ClassVar = {
+        "chat-here": "gpt-4o",
+        "vectors-here": "text-embedding-3-small",
+        "images-here": "dall-e-3",
+        "voice-here": "tts-1",
+        "ears-here": "whisper-1",
+    }
     versions: ClassVar = ("2023-07-01-preview", "2024-06-01", "2024-10-21")
     errors: ClassVar = {
         "wrong_key": (401, "401", ""),
@@ -42,6 +48,9 @@ class AzureOpenAIVendor(OpenAIVendor):
         yield web.post(f"{place}/chat/completions", self.chat)
         yield web.post(f"{place}/completions", self.complete)
         yield web.post(f"{place}/embeddings", self.embed)
+        yield web.post(f"{place}/images/generations", self.draw)
+        yield web.post(f"{place}/audio/speech", self.speak)
+        yield web.post(f"{place}/audio/transcriptions", self.transcribe)
 
     def refusal(self, kind: str, message: str) -> web.Response:
         status, code, _ = self.errors[kind]
