@@ -97,6 +97,18 @@ class TestV1(ProviderTests):
         with pytest.raises(AuthenticationError, match="110"):
             model.chat()
 
+    def test_token_in_no_error(self, vendor: Vendor, model: Model) -> None:
+        """Baidu repeats the token in its message; we do not."""
+        model.chat()
+        assert isinstance(vendor, QianfanVendor)
+        first = vendor.tokens[0]
+        vendor.tokens.append("24.another-client-got-this-one")
+        model.chat()
+        (complaint,) = vendor.complaints
+        assert first in complaint
+        assert first not in model.host.backend.errors.clean(complaint)
+        vendor.complaints.clear()
+
     def test_stale_token_of_vectors(self, vendor: Vendor) -> None:
         model = Model("qianfan", self.embedding_params(vendor))
         vendor.faults(Refuse("old_token"))

@@ -149,7 +149,7 @@ class QianfanVendor(Vendor):
         token = request.query.get("access_token", "")
         self.expect(token in self.tokens, "no such token", "bad_token")
         # A new token ends the one before it.
-        self.expect(token == self.tokens[-1], "an old token", "old_token")
+        self.expect(token == self.tokens[-1], f"{token} is an old token", "old_token")
         self.expect(request.content_type == "application/json", "unsupported content type")
         self.expect(request.match_info["place"] in known, request.path, "no_model")
 
