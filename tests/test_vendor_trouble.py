@@ -19,6 +19,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(1500)]
 
 SOAK = os.environ.get("BYZERLLM_SOAK") == "1"
 CALLS = 20_000 if SOAK else 1_000
-WARM_UP = CALLS // 10
+# Memory is measured after each part.
+PARTS = [0, CALLS // 10, CALLS * 4 // 10, CALLS * 7 // 10, CALLS]
 TASKS, THREADS = 48, 16
 SEED = os.environ.get("BYZERLLM_SEED", "1")
 SCRIPT = Path(__file__).with_name("trouble_vendor.py")
@@ -189,7 +191,7 @@ class Callers:
         for thread in threads:
             thread.join(CALL_SECONDS)
             assert not thread.is_alive(), "a caller hangs"
-        self.seconds = time.monotonic() - start
+        self.seconds += time.monotonic() - start
         assert not self.slips, self.slips[:3]
 
     def _thread(self, left: Iterator[int]) -> None:
@@ -303,29 +305,28 @@ def test_an_hour_of_trouble(
     llm: byzerllm.ByzerLLM, vendor: Process, capsys: pytest.CaptureFixture[str]
 ) -> None:
     callers = Callers(llm, vendor.key)
-    callers.run(range(WARM_UP))
-    warm = memory(llm)
-    callers.run(range(WARM_UP, CALLS))
-    end = memory(llm)
+    sizes = []
+    for first, end in pairwise(PARTS):
+        callers.run(range(first, end))
+        sizes.append(memory(llm))
     told = vendor.report()
     if SOAK:
         with capsys.disabled():
-            show(callers, told, warm, end)
+            show(callers, told, sizes)
     assert sorted(callers.outcomes) == list(range(CALLS))
     for number, outcome in callers.outcomes.items():
         check(number, outcome, told)
     for model in llm.stat():
         (worker,) = model["workers"]
         assert (worker["running"], worker["queued"], worker["cooling"]) == (0, 0, 0)
-    for name, size in end.items():
-        assert size - warm[name] < GROWTH_MIB, f"{name} grew from {warm[name]:.0f} to {size:.0f}"
+    for name, size in sizes[0].items():
+        assert sizes[-1][name] - size < GROWTH_MIB, f"{name}: {sizes}"
 
 
 def show(
     callers: Callers,
     told: dict[str, list[str]],
-    warm: dict[str, float],
-    end: dict[str, float],
+    sizes: list[dict[str, float]],
 ) -> None:
     outcomes = Table(title=f"{CALLS:,} calls of {TASKS + THREADS} callers")
     for column in ("outcome", "whole", "streams", "whole, fallback", "streams, fallback"):
@@ -342,13 +343,16 @@ def show(
     figures.add_column("what")
     figures.add_column("figure", justify="right")
     for what, figure in {
-        "calls/s": f"{(CALLS - WARM_UP) / callers.seconds:,.0f}",
+        "calls/s": f"{CALLS / callers.seconds:,.0f}",
         "requests that the vendor saw": f"{asked.total():,}",
         "of them it failed": f"{asked.total() - asked[FINE]:,}",
         "sent again": f"{tries - CALLS:,}",
         "asked of the fallback": f"{asked.total() - tries:,}",
         "slowest call": f"{callers.slowest:.1f} s",
-        **{f"RSS of {name}": f"{warm[name]:.0f} → {end[name]:.0f} MiB" for name in end},
+        **{
+            f"RSS of {name}, MiB": " → ".join(f"{size[name]:.1f}" for size in sizes)
+            for name in sizes[0]
+        },
     }.items():
         figures.add_row(what, figure)
     console = Console(width=100)
