@@ -24,7 +24,7 @@ import pytest
 import byzerllm
 from byzerllm.errors import ModelNotFoundError
 from byzerllm.utils.client import ByzerLLM
-from vendors import minimax
+from vendors import aws_bedrock, minimax, sparkdesk, volcengine
 from vendors.server import NUMBERS, Vendor
 
 pytestmark = pytest.mark.cluster
@@ -43,7 +43,7 @@ VENDORS = {
     "claude": "vendors.claude:ClaudeVendor",
     "gemini": "vendors.gemini:GeminiVendor",
     "volcengine": "vendors.volcengine:VolcengineVendor",
-    "azure": "vendors.azure:AzureSpeechVendor",
+    "azure": "vendors.azure:AzureVendor",
 }
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/5+hHgAHggJ/PchI7wAAAABJRU5ErkJg"
@@ -161,11 +161,11 @@ def test_sparkdesk_from_the_command_line(cli: Callable[..., str], start: Start) 
     vendor: Any = start("sparkdesk")
     cli(
         f"byzerllm deploy --pretrained_model_type saas/sparkdesk {SMALL} --num_workers 1 "
-        f"--infer_params saas.appid={vendor.appid}  'saas.api_key=${{KEY}}' "
+        f"--infer_params saas.appid={sparkdesk.APPID}  'saas.api_key=${{KEY}}' "
         "'saas.api_secret=${SECRET}'  "
         f'saas.gpt_url="{vendor.url.replace("http", "ws")}/v3.5/chat" --model sparkdesk_chat',
         KEY=vendor.key,
-        SECRET=vendor.secret,
+        SECRET=sparkdesk.SECRET,
     )
     assert cli("byzerllm query --model sparkdesk_chat --query '你好'").strip() == NUMBERS
     cli("byzerllm undeploy --model sparkdesk_chat")
@@ -217,19 +217,20 @@ def hosted(name: str, vendor: Any) -> dict[str, Any]:
             "saas.api_url": f"{vendor.url}/v1/text/chatcompletion_pro",
         },
         "sparkdesk": {
-            "saas.appid": getattr(vendor, "appid", ""),
+            "saas.appid": sparkdesk.APPID,
             "saas.api_key": key,
-            "saas.api_secret": getattr(vendor, "secret", ""),
+            "saas.api_secret": sparkdesk.SECRET,
             "saas.gpt_url": f"{vendor.url.replace('http', 'ws')}/v3.1/chat",
             "saas.domain": "generalv3",
         },
         "aws_bedrock": {
-            "saas.aws_access_key": getattr(vendor, "access_key", ""),
+            "saas.aws_access_key": aws_bedrock.ACCESS_KEY,
             "saas.aws_secret_key": key,
-            "saas.region_name": "us-east-1",
+            "saas.region_name": aws_bedrock.REGION,
             "saas.model_api_version": "v1",
             "saas.model": "meta.llama2-70b-chat-v1",
             "saas.base_url": vendor.url,
+            "saas.control_url": vendor.url,
         },
     }[name]
 
@@ -365,7 +366,7 @@ def speech(name: str, vendor: Any) -> dict[str, Any]:
         },
         "volcengine": {
             "saas.api_key": vendor.key,
-            "saas.app_id": getattr(vendor, "app_id", ""),
+            "saas.app_id": volcengine.APP,
             "saas.model": "volcano_tts",
             "saas.base_url": vendor.url,
         },
