@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import ssl
 
     import aiohttp
+    from yarl import URL
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ class Http:
         self.errors = errors
         self._repeatable = repeatable
         self._session: aiohttp.ClientSession | None = None
+        self._failures: tuple[type[Exception], ...] = ()
         self._proxies = _environment_proxies()
         self._direct = _hosts_without_proxy()
 
@@ -192,6 +194,7 @@ class Http:
             ssl=certificates,
             local_addr=(given.local_address, 0) if given.local_address else None,
         )
+        self._failures = (aiohttp.ClientError, OSError, ValueError)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -229,10 +232,8 @@ class Http:
         Raises:
             ProviderError, ContextLengthError: the status is 300 or above, or the way failed.
         """
-        async with self._asked(method, url, json, body, headers, encoded) as response:
-            with self.explained("body", whole=True):
-                read = await response.read()
-            return Answer(response.status, response.headers, read)
+        response = await self._ask(method, url, json, body, headers, encoded)
+        return await self._whole(response)
 
     @asynccontextmanager
     async def stream(
@@ -252,8 +253,15 @@ class Http:
         Raises:
             ProviderError, ContextLengthError: as `send`, before the body.
         """
-        async with self._asked(method, url, json, body, headers, encoded) as response:
+        response = await self._ask(method, url, json, body, headers, encoded)
+        if response.status >= 300:
+            await self._whole(response)
+        try:
             yield Stream(response, self)
+        except BaseException:
+            response.close()
+            raise
+        response.release()
 
     @asynccontextmanager
     async def socket(self, url: str, *, headers: Headers = _NOTHING) -> AsyncIterator[Socket]:
@@ -303,34 +311,44 @@ class Http:
             raise self.errors.protocol(f"{error}; it begins with {begin!r}") from None
         return found
 
-    @asynccontextmanager
-    async def _asked(
+    async def _ask(
         self, method: str, url: str, json: Any, body: Any, headers: Headers, encoded: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        from yarl import URL
-
+    ) -> aiohttp.ClientResponse:
+        """Send a request and read the head of its answer."""
         if json is not None:
             body = encode_json(json)
             headers = {"content-type": "application/json", **headers}
-        with self.explained("connect"):
-            response = await self._opened.request(
+        try:
+            return await self._opened.request(
                 method,
-                URL(url, encoded=encoded),
+                self._as_it_is(url) if encoded else url,
                 data=body,
                 headers=headers,
                 proxy=self._proxy(url),
                 allow_redirects=False,
             )
+        except self._failures as error:
+            raise self._named(error, "connect", whole=False) from error
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> Answer:
+        """The rest of an answer; raises the error that its status tells of."""
         try:
-            if response.status >= 300:
-                with self.explained("body", whole=True):
-                    read = await response.read()
-                raise self.errors.of_answer(response.status, response.headers, read)
-            yield response
+            body = await response.read()
+        except self._failures as error:
+            response.close()
+            raise self._named(error, "body", whole=True) from error
         except BaseException:
             response.close()
             raise
-        response.release()
+        if response.status >= 300:
+            raise self.errors.of_answer(response.status, response.headers, body)
+        return Answer(response.status, response.headers, body)
+
+    @staticmethod
+    def _as_it_is(url: str) -> URL:
+        from yarl import URL
+
+        return URL(url, encoded=True)
 
     @property
     def _opened(self) -> aiohttp.ClientSession:
@@ -363,10 +381,10 @@ class Http:
             yield
         except aiohttp.WSServerHandshakeError:
             raise
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._named(error, phase, whole) from error
+        except self._failures as error:
+            raise self._named(error, phase, whole=whole) from error
 
-    def _named(self, error: Exception, phase: str, whole: bool) -> Exception:
+    def _named(self, error: Exception, phase: str, *, whole: bool) -> Exception:
         import aiohttp
 
         given, errors = self.parameters, self.errors
