@@ -336,3 +336,43 @@ def test_socket() -> None:
                     pass
 
     asyncio.run(main())
+
+
+# Streams that are cut, garbage that shows a key.
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_a_stream_that_was_cut_may_be_asked_for_again_before_its_first_byte(pieces: int) -> None:
+    async def cut(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(pieces):
+            await response.write(b"piece")
+        # Until the client has what there is: a cut destroys what is not read.
+        await asyncio.sleep(0.2)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def run() -> None:
+        received = []
+        async with server(cut) as place, opened() as http:
+            with pytest.raises(ProviderUnavailableError) as caught:
+                async with http.stream("GET", f"http://{place}/") as stream:
+                    async for piece in stream.pieces():
+                        received.append(piece)
+        assert received == [b"piece"] * pieces
+        assert caught.value.retryable is (pieces == 0)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("before", [0, 150, 190, 400])
+def test_no_part_of_a_key_is_shown(before: int) -> None:
+    secret = "vendor-key-0123456789"
+
+    errors = VendorErrors("acme", "acme-1", ErrorTable(), secrets=[secret])
+    http = Http(SaasParameters.parse({}, where="test"), errors)
+    with pytest.raises(ProviderProtocolError) as caught:
+        http.decode(b"x" * before + secret.encode() + b"y" * 400)
+    assert "vendor-k" not in f"{caught.value!r} {caught.value.details!r}"
