@@ -354,13 +354,17 @@ def test_a_stream_that_was_cut_may_be_asked_for_again_before_its_first_byte(piec
         request.transport.abort()
         return response
 
+    received = []
+
+    async def read(http: Http, url: str) -> None:
+        async with http.stream("GET", url) as stream:
+            async for piece in stream.pieces():
+                received.append(piece)
+
     async def run() -> None:
-        received = []
         async with server(cut) as place, opened() as http:
             with pytest.raises(ProviderUnavailableError) as caught:
-                async with http.stream("GET", f"http://{place}/") as stream:
-                    async for piece in stream.pieces():
-                        received.append(piece)
+                await read(http, f"http://{place}/")
         assert received == [b"piece"] * pieces
         assert caught.value.retryable is (pieces == 0)
 
