@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
 from byzerllm.errors import ModelExistsError, ModelLoadError, OverloadedError, RequestTimeoutError
 from byzerllm.requests import EmbedRequest, GenerateRequest, GenerateResult, MetaRequest
-from byzerllm.runtime.background import BackgroundLoop, background_loop
+from byzerllm.runtime.background import BackgroundLoop, background_loop, inbox_of
 from byzerllm.runtime.deployment import DeploymentSpec
 from byzerllm.runtime.local import LocalRuntime, local_runtime
 
@@ -221,3 +223,73 @@ def stop(loop: BackgroundLoop) -> None:
     loop.loop.call_soon_threadsafe(loop.loop.stop)
     loop._thread.join(5)
     loop.loop.close()
+
+
+def test_background_calls_from_another_loop() -> None:
+    """Many at once from a loop of the caller: results, errors, contexts and cancellations stay
+    each caller's own."""
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobody")
+    background = background_loop()
+    ended: list[int] = []
+
+    async def work(number: int) -> str:
+        try:
+            await asyncio.sleep(0.01 if number % 7 else 30)
+        finally:
+            ended.append(number)
+        if number % 5 == 0:
+            raise ValueError(number)
+        return f"{name.get()} {number}"
+
+    async def one(number: int) -> str:
+        name.set(f"caller {number}")
+        async with asyncio.timeout(0.5):
+            return await background.call(work(number))
+
+    async def many() -> list[Any]:
+        return await asyncio.gather(*(one(n) for n in range(200)), return_exceptions=True)
+
+    for number, result in enumerate(asyncio.run(many())):
+        if number % 7 == 0:
+            assert isinstance(result, TimeoutError)
+        elif number % 5 == 0:
+            assert isinstance(result, ValueError)
+        else:
+            assert result == f"caller {number} {number}"
+    # A cancellation arrives a little later.
+    background.run(asyncio.sleep(0.1))
+    assert sorted(ended) == list(range(200))
+
+
+def test_inbox_loses_nothing() -> None:
+    """Threads put while the loop empties the inbox; a call that fails takes no other with it."""
+    seen: list[int] = []
+    loop = asyncio.new_event_loop()
+    failures: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda loop, context: failures.append(context))
+    inbox = inbox_of(loop)
+    assert inbox_of(loop) is inbox
+
+    def take(number: int) -> None:
+        if number % 1000 == 0:
+            raise ValueError(number)
+        seen.append(number)
+
+    def put(first: int) -> None:
+        for number in range(first, first + 5000):
+            inbox.put(take, number)
+
+    threads = [threading.Thread(target=put, args=(first,)) for first in (0, 5000, 10000)]
+    for thread in threads:
+        thread.start()
+
+    end = time.monotonic() + 20
+    while len(seen) + len(failures) < 15000 and time.monotonic() < end:
+        loop.run_until_complete(asyncio.sleep(0.01))
+    for thread in threads:
+        thread.join()
+    loop.close()
+    assert sorted(seen) == [number for number in range(15000) if number % 1000]
+    assert len(failures) == 15
+    with pytest.raises(RuntimeError):
+        inbox.put(take, 1)

@@ -5,16 +5,68 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import functools
 import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 _END = object()
 TIDY_SECONDS = 30.0
+
+
+class Inbox:
+    """Calls for an event loop from other threads. Those that pile up while it is busy wake it once:
+    waking writes to a pipe, which costs more than all the rest."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: deque[tuple[Callable[[Any], object], Any]] = deque()
+        self._woken = False
+
+    def put(self, call: Callable[[Any], object], argument: Any) -> None:
+        """Have `call(argument)` made on the loop, in order.
+
+        Raises:
+            RuntimeError: the loop is closed.
+        """
+        self._calls.append((call, argument))
+        if not self._woken:
+            self._woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._make_calls)
+            except RuntimeError:
+                self._woken = False
+                raise
+
+    def _make_calls(self) -> None:
+        # Before the calls are taken: one that is put after the last of them wakes the loop anew.
+        self._woken = False
+        calls = self._calls
+        try:
+            for _ in range(len(calls)):
+                call, argument = calls.popleft()
+                call(argument)
+        finally:
+            if calls and not self._woken:
+                self._woken = True
+                self._loop.call_soon(self._make_calls)
+
+
+_inboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Inbox] = WeakKeyDictionary()
+
+
+def inbox_of(loop: asyncio.AbstractEventLoop) -> Inbox:
+    """The one inbox of a loop."""
+    inbox = _inboxes.get(loop)
+    if inbox is None:
+        inbox = _inboxes.setdefault(loop, Inbox(loop))
+    return inbox
 
 
 class BackgroundLoop:
@@ -37,7 +89,7 @@ class BackgroundLoop:
             job.ended.acquire()
         except BaseException:
             if not job.done():
-                self.loop.call_soon_threadsafe(job.cancel)
+                job.cancel()
                 job.ended.acquire(timeout=TIDY_SECONDS)
             raise
         return job.result(concurrent.futures.CancelledError)
@@ -49,7 +101,7 @@ class BackgroundLoop:
         try:
             await answer
         except BaseException:
-            self.loop.call_soon_threadsafe(job.cancel)
+            job.cancel()
             raise
         return job.result(asyncio.CancelledError)
 
@@ -88,7 +140,7 @@ class _Job(Generic[T]):
         waiter: a future of the loop that waits; without one `ended` is the lock to wait for.
     """
 
-    __slots__ = ("_coroutine", "_loop", "_task", "_waiter", "ended")
+    __slots__ = ("_context", "_coroutine", "_inbox", "_task", "_waiter", "ended")
 
     def __init__(
         self,
@@ -98,11 +150,12 @@ class _Job(Generic[T]):
     ) -> None:
         self.ended = threading.Lock()
         self.ended.acquire()
-        self._loop = loop
         self._coroutine = coroutine
+        self._context = contextvars.copy_context()
         self._waiter = waiter
         self._task: asyncio.Task[T] | None = None
-        loop.call_soon_threadsafe(self._start)
+        self._inbox = inbox_of(loop)
+        self._inbox.put(_Job._start, self)
 
     def done(self) -> bool:
         return self._task is not None and self._task.done()
@@ -115,13 +168,17 @@ class _Job(Generic[T]):
         return self._task.result()
 
     def cancel(self) -> None:
-        """On the background loop."""
-        if self._task is not None:
-            self._task.cancel()
+        """From any thread; the coroutine ends a little later."""
+        self._inbox.put(_Job._cancel, self)
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._coroutine)
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._coroutine, context=self._context)
         self._task.add_done_callback(self._end)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if not task.cancelled():
@@ -132,7 +189,7 @@ class _Job(Generic[T]):
         if waiter is not None:
             # The waiting loop may be closed by now.
             with contextlib.suppress(RuntimeError):
-                waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+                inbox_of(waiter.get_loop()).put(_wake, waiter)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

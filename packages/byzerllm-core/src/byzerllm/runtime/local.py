@@ -33,7 +33,7 @@ from byzerllm.requests import (
     Result,
     StreamRequest,
 )
-from byzerllm.runtime.background import background_loop
+from byzerllm.runtime.background import background_loop, inbox_of
 from byzerllm.runtime.base import Progress
 from byzerllm.runtime.deployment import DeploymentSpec, resolve
 from byzerllm.runtime.host import Host
@@ -105,7 +105,7 @@ class LocalRuntime:
     async def stream(
         self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
     ) -> AsyncIterator[GenerateChunk]:
-        loop = asyncio.get_running_loop()
+        inbox = inbox_of(asyncio.get_running_loop())
         ready: asyncio.Queue[GenerateChunk | BaseException | None] = asyncio.Queue()
 
         async def pump() -> None:
@@ -113,14 +113,14 @@ class LocalRuntime:
             try:
                 async with aclosing(self._stream(model, request, pin, timeout)) as chunks:  # type: ignore[type-var]
                     async for chunk in chunks:
-                        loop.call_soon_threadsafe(ready.put_nowait, chunk)
+                        inbox.put(ready.put_nowait, chunk)
             except BaseException as error:
                 last = error
                 if isinstance(error, asyncio.CancelledError):
                     raise
             finally:
                 with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(ready.put_nowait, last)
+                    inbox.put(ready.put_nowait, last)
 
         future = asyncio.run_coroutine_threadsafe(pump(), self._background.loop)
         try:
