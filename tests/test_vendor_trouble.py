@@ -42,9 +42,9 @@ PARTS = [0, CALLS // 10, CALLS * 4 // 10, CALLS * 7 // 10, CALLS]
 TASKS, THREADS = 48, 16
 SEED = os.environ.get("BYZERLLM_SEED", "1")
 SCRIPT = Path(__file__).with_name("trouble_vendor.py")
-READ_TIMEOUT = 2.0
+READ_TIMEOUT = 5.0
 CALL_SECONDS = 90.0
-GROWTH_MIB = 24.0
+GROWTH_MIB = 16.0
 MIB = 2**20
 
 FINE = "fine"

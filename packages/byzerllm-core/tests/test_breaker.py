@@ -167,11 +167,13 @@ def test_the_next_one_probes_when_a_probe_was_cancelled(
 
 def test_who_entered_before_has_no_say_in_the_cooldown(breaker: CircuitBreaker) -> None:
     """Or 64 in flight would make the first pause the longest, or one of them end it."""
-    early = [breaker.enter() for _ in range(100)]
-    for entered in early[:80]:
+    early = [breaker.enter() for _ in range(20)]
+    fail(breaker, 21)
+    assert breaker.cooling == FIRST_SECONDS
+    for entered in early[:10]:
         end(breaker, entered, DOWN)
     assert breaker.cooling == FIRST_SECONDS
-    for entered in early[80:]:
+    for entered in early[10:]:
         end(breaker, entered)
     assert breaker.cooling == FIRST_SECONDS
 
@@ -197,10 +199,27 @@ def test_timeouts_of_a_burst_come_back_last(breaker: CircuitBreaker) -> None:
     breaker.check()
 
 
+def test_the_end_of_a_burst_is_no_sign(breaker: CircuitBreaker, clock: Clock) -> None:
+    """The last to be heard of are timeouts, and what is asked again because it failed before."""
+    entered = [breaker.enter() for _ in range(60)]
+    for one in entered[10:]:
+        end(breaker, one)
+    clock.now += 2
+    for one in entered[:10]:
+        end(breaker, one, DOWN)
+    fail(breaker, 10)
+    breaker.check()
+    clock.now += WINDOW_SECONDS
+    fail(breaker, 1)
+    assert breaker.cooling > 0
+
+
 def test_a_burst_that_fails_as_a_whole_is_enough(breaker: CircuitBreaker) -> None:
     entered = [breaker.enter() for _ in range(60)]
-    for one in reversed(entered[1:]):
+    for one in entered[:59]:
         end(breaker, one, DOWN)
+    assert breaker.cooling == 0
+    end(breaker, entered[59], DOWN)
     assert breaker.cooling > 0
 
 

@@ -6,10 +6,11 @@ through as a probe; its success ends the cooldown, its failure begins a longer o
 "Release It!", chapter on stability patterns.)
 
 Two things tell that a vendor fails: several failures in a row, or most requests of the last
-seconds. Both want more of them the more requests are in flight. Failures come back sooner than
-answers do, and timeouts later, so of a burst the first and the last to be heard of are failures;
-and where hundreds of requests end each second, a vendor that fails one in three does so five times
-in a row every few seconds, while its callers are served well by retries.
+seconds. Both want no fewer of them than requests were in flight lately. Failures come back sooner
+than answers do, timeouts later, and what is asked again is what failed, so of a burst the first and
+the last to be heard of are failures; and where hundreds of requests end each second, a vendor that
+fails one in three does so five times in a row every few seconds, while its callers are served well
+by retries.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from byzerllm.errors import (
     AuthenticationError,
@@ -33,10 +35,10 @@ from byzerllm.errors import (
 )
 
 FAILURES = 5
-"""In a row, and no fewer than are in flight, or were when the last of them began."""
+"""In a row, and no fewer than were in flight with any that ended within the window."""
 WINDOW_SECONDS = 10
 WINDOW_REQUESTS = 20
-"""That the window must have seen, and no fewer than are or were in flight."""
+"""That the window must have seen, and no fewer than were in flight."""
 WINDOW_SHARE = 0.8
 """Of them that must have failed. With half of them failing, four tries answer 15 of 16 requests."""
 FIRST_SECONDS = 5.0
@@ -61,7 +63,17 @@ _WELL = (
 
 
 Entered = tuple[int, int]
-"""The number of cooldowns before a request, and how many were in flight with it."""
+"""The number of cooldowns before a request, and how many were in flight when it began."""
+
+
+@dataclass(slots=True)
+class Second:
+    """What ended within one second of the clock, and the most that were in flight with any."""
+
+    number: int
+    requests: int = 0
+    failures: int = 0
+    in_flight: int = 0
 
 
 class CircuitBreaker:
@@ -82,7 +94,7 @@ class CircuitBreaker:
         self._round = 0
         self._in_flight = 0
         self._in_a_row = 0
-        self._window: deque[list[int]] = deque()
+        self._window: deque[Second] = deque()
         self._pause = 0.0
         self._until = 0.0
         self._probe_since: float | None = None
@@ -135,7 +147,7 @@ class CircuitBreaker:
         if self._pause:
             self._pause = 0.0
             self._window.clear()
-        self._note(failed=False)
+        self._note(entered, failed=False)
 
     def failed(self, entered: Entered, error: BaseException) -> None:
         """The request ended with an error; only failures that are the vendor's count."""
@@ -148,8 +160,8 @@ class CircuitBreaker:
             # The worker kept to saas.rpm or saas.tpm; the vendor was not asked.
             return
         self._in_a_row += 1
-        self._note(failed=True)
-        found = self._found(max(entered[1], self._in_flight))
+        self._note(entered, failed=True)
+        found = self._found()
         if found:
             self._reason = f"{found}, last with {type(error).__name__}: {error}"
             self._open(float(error.details.get("retry_after") or 0.0))
@@ -160,26 +172,29 @@ class CircuitBreaker:
         if entered[0] == self._round:
             self._probe_since = None
 
-    def _note(self, *, failed: bool) -> None:
-        second = int(self._clock())
+    def _note(self, entered: Entered, *, failed: bool) -> None:
+        number = int(self._clock())
         window = self._window
-        if not window or window[-1][0] != second:
-            window.append([second, 0, 0])
-            while window[0][0] <= second - WINDOW_SECONDS:
+        if not window or window[-1].number != number:
+            window.append(Second(number))
+            while window[0].number <= number - WINDOW_SECONDS:
                 window.popleft()
-        window[-1][1] += 1
-        window[-1][2] += failed
+        second = window[-1]
+        second.requests += 1
+        second.failures += failed
+        second.in_flight = max(second.in_flight, entered[1], self._in_flight)
 
-    def _found(self, in_flight: int) -> str:
-        """What tells that the vendor fails; empty when nothing does."""
+    def _found(self) -> str:
+        """What tells that the vendor fails; empty when nothing does. Follows `_note`, which has
+        dropped what is old."""
+        window = self._window
+        in_flight = max(second.in_flight for second in window)
         if self._pause or self._in_a_row >= max(FAILURES, in_flight):
             return f"{self._in_a_row} times in a row"
-        oldest = int(self._clock()) - WINDOW_SECONDS
-        recent = [second for second in self._window if second[0] > oldest]
-        seen = sum(second[1] for second in recent)
-        failed = sum(second[2] for second in recent)
-        if seen >= max(WINDOW_REQUESTS, in_flight) and failed >= WINDOW_SHARE * seen:
-            return f"{failed} of its last {seen} requests"
+        requests = sum(second.requests for second in window)
+        failures = sum(second.failures for second in window)
+        if requests >= max(WINDOW_REQUESTS, in_flight) and failures >= WINDOW_SHARE * requests:
+            return f"{failures} of its last {requests} requests"
         return ""
 
     def _open(self, wanted: float) -> None:
