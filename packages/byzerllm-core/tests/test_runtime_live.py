@@ -132,6 +132,19 @@ def test_many_at_once_from_a_loop_and_from_threads(llm: ByzerLLM) -> None:
     assert sorted(found) == sorted(f"{n} {turn}" for n in range(4) for turn in range(10))
 
 
+def test_first_calls_that_come_together(other: Callable[..., ByzerLLM]) -> None:
+    """All ask for the routing table; the last one ends long before the others, whose worker must
+    not think that their caller has left."""
+    llm = other("live-first", {"delay": 0.25}, worker_concurrency=50)
+
+    async def ask() -> list[str]:
+        texts = [*(["one two three four five six seven eight"] * 20), "short"]
+        answers = await asyncio.gather(*(llm.async_chat_oai(text) for text in texts))
+        return [answer[0].output for answer in answers]
+
+    assert asyncio.run(ask())[-1] == "short"
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(
     ("config", "says"),

@@ -393,7 +393,6 @@ class Router:
         return await self._refresh(model, newer_than=-1, wait=0.0)
 
     async def _refresh(self, model: str, *, newer_than: int, wait: float) -> Route:
-        old = self._routes.get(model)
         try:
             data = await self.control("table", model, newer_than, wait, seconds=wait + 30.0)
         except ModelNotFoundError:
@@ -404,9 +403,14 @@ class Router:
                 raise ModelNotFoundError.unknown(model, ()) from None
             raise
         entry = msgspec.msgpack.decode(data, type=TableEntry)
-        same = old is not None and old.entry.balancer == entry.balancer
-        balancer = old.balancer if old and same else get_plugins().balancers.get(entry.balancer)()
-        route = self._routes[model] = Route(entry, balancer, old)
+        new_balancer = get_plugins().balancers.get(entry.balancer)
+        with self._lock:
+            # Read here and not above: of several callers that ask for the table at once, all must
+            # end up with the same links, or a worker would miss the renewals of some.
+            old = self._routes.get(model)
+            same = old is not None and old.entry.balancer == entry.balancer
+            balancer = old.balancer if old and same else new_balancer()
+            route = self._routes[model] = Route(entry, balancer, old)
         if old is not None:
             for worker_id in old.links.keys() - route.links.keys():
                 self._keeper.release(worker_id)
