@@ -113,10 +113,23 @@ def test_types_of_all_kinds(type_: Any, text: str, value: Any) -> None:
 
 
 def test_what_constrains_is_an_object() -> None:
-    assert answer_schema(Story) is class_schema(Story)
+    assert answer_schema(Story) is answer_schema(Story)
+    assert answer_schema(Story) == {**class_schema(Story), "additionalProperties": False}
     wrapped = answer_schema(list[Story])
     assert wrapped["properties"]["value"] == {"type": "array", "items": {"$ref": "#/$defs/Story"}}
     assert "Story" in wrapped["$defs"]
+
+
+def test_what_constrains_is_closed_unless_the_class_is_open() -> None:
+    class Open(pydantic.BaseModel, extra="allow"):
+        properties: Item
+
+    schema = answer_schema(Open)
+    assert schema["additionalProperties"] is True
+    assert schema["properties"]["properties"] == {"$ref": "#/$defs/Item"}
+    assert schema["$defs"]["Item"]["additionalProperties"] is False
+    assert "additionalProperties" not in class_schema(Item)
+    assert answer_schema(dict[str, int])["additionalProperties"] == {"type": "integer"}
 
 
 def test_the_prompt_and_the_value(scripted: Scripted) -> None:
@@ -138,7 +151,7 @@ def test_the_prompt_is_in_the_language_of_the_question(scripted: Scripted) -> No
 def test_constrained_where_the_model_can(scripted: Scripted) -> None:
     script = scripted(GOOD, f'{{"value": [{GOOD}]}}', constrained=True)
     assert script.llm.chat_oai("Tell", response_class=Story)[0].value == STORY
-    assert script.requests[0].sampling.json_schema == class_schema(Story)
+    assert script.requests[0].sampling.json_schema == answer_schema(Story)
     assert script.llm.chat_oai("Tell", response_class=list[Story])[0].value == [STORY]
 
 

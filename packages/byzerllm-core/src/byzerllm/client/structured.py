@@ -8,6 +8,7 @@ complaint.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -147,9 +148,21 @@ def _unwrapped(value: Any) -> Iterator[Any]:
 
 
 def answer_schema(response_class: Any) -> dict[str, Any]:
-    """The schema that constrains the answer: always an object, as vendors want it; what is none is
-    put under `value`, and `parse_answer` takes it out again."""
-    schema = class_schema(response_class)
+    """The schema that constrains the answer; made once, do not change it.
+
+    It is always an object, as vendors want it: what is none is put under `value`, and
+    `parse_answer` takes it out again. Objects are closed unless their class allows more: pydantic
+    would ignore what stands beside the fields, and a small model left to itself goes on writing
+    properties until its limit.
+    """
+    try:
+        return _answer_schema(response_class)
+    except TypeError:
+        return _new_answer_schema(response_class)
+
+
+def _new_answer_schema(response_class: Any) -> dict[str, Any]:
+    schema: dict[str, Any] = closed(class_schema(response_class))
     if _is_object(schema):
         return schema
     inner = {key: value for key, value in schema.items() if key != "$defs"}
@@ -160,6 +173,23 @@ def answer_schema(response_class: Any) -> dict[str, Any]:
         "additionalProperties": False,
     }
     return {**wrapped, "$defs": schema["$defs"]} if "$defs" in schema else wrapped
+
+
+_answer_schema = functools.lru_cache(maxsize=512)(_new_answer_schema)
+
+
+def closed(node: Any, *, names: bool = False) -> Any:
+    """`node` with `additionalProperties: false` where properties are listed and nothing is said of
+    others. `names`: the keys of `node` are names of properties or definitions."""
+    if isinstance(node, list):
+        return [closed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    listing = ("properties", "$defs")
+    made = {key: closed(value, names=not names and key in listing) for key, value in node.items()}
+    if not names and "properties" in node:
+        made.setdefault("additionalProperties", False)
+    return made
 
 
 def _is_object(schema: dict[str, Any]) -> bool:

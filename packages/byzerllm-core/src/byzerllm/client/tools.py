@@ -24,6 +24,7 @@ from byzerllm.client.structured import (
     AnswerError,
     Totals,
     ask_constrained,
+    closed,
     parse_json,
 )
 from byzerllm.client.types import FunctionCall, LLMFunctionCallResponse, LLMResponse
@@ -109,7 +110,7 @@ class Toolbox:
         schema = _object({_CALLS: calls})
         if not self.forced:
             schema = _any_of([schema, _object({_ANSWER: {"type": "string"}})])
-        return {**schema, "$defs": definitions} if definitions else schema
+        return closed({**schema, "$defs": definitions} if definitions else schema)
 
     def check(self, name: str, arguments: Any) -> dict[str, Any]:
         """The arguments of a call, validated. Raises AnswerError."""
