@@ -110,7 +110,8 @@ class Toolbox:
         schema = _object({_CALLS: calls})
         if not self.forced:
             schema = _any_of([schema, _object({_ANSWER: {"type": "string"}})])
-        return closed({**schema, "$defs": definitions} if definitions else schema)
+        shut: dict[str, Any] = closed({**schema, "$defs": definitions} if definitions else schema)
+        return shut
 
     def check(self, name: str, arguments: Any) -> dict[str, Any]:
         """The arguments of a call, validated. Raises AnswerError."""
