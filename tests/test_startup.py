@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
 
 HEAVY = ("ray", "torch", "numpy", "llama_cpp", "openai", "huggingface_hub", "grpc", "pydantic")
-COMMAND = str(Path(sys.executable).with_name("byzerllm"))
-ROUNDS = 5
 
 
 def loaded(statement: str) -> set[str]:
@@ -23,12 +17,8 @@ def loaded(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def cpu_seconds(command: tuple[str, ...]) -> float:
-    """What a run costs; its wall time would measure the machine's other work too."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def test_import_loads_nothing_heavy() -> None:
+    assert not loaded("import byzerllm") & set(HEAVY)
 
 
 def test_client_and_plugins_load_no_engine() -> None:
@@ -38,15 +28,3 @@ def test_client_and_plugins_load_no_engine() -> None:
     )
     assert "byzerllm_backend_llamacpp" in modules
     assert not modules & (set(HEAVY) - {"pydantic"})
-
-
-@pytest.mark.parametrize(
-    ("command", "limit"),
-    [
-        ((sys.executable, "-c", "import byzerllm"), 0.25),
-        ((COMMAND, "--help"), 0.6),
-    ],
-    ids=["import", "help"],
-)
-def test_it_is_quick(command: tuple[str, ...], limit: float) -> None:
-    assert min(cpu_seconds(command) for _ in range(ROUNDS)) <= limit
