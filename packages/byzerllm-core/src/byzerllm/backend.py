@@ -76,6 +76,7 @@ class Parameters(pydantic.BaseModel):
         populate_by_name=True,
         protected_namespaces=(),
         hide_input_in_errors=True,
+        defer_build=True,  # Plugins are imported to be listed; few of their parameters are used.
     )
     prefixes: ClassVar[tuple[str, ...]] = ("backend.",)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -130,9 +132,14 @@ class Plugins:
         self.trainers: Registry[Any] = Registry("trainer")
         self.sources: Registry[ModelSource] = Registry("model source")
 
-    def discover(self) -> None:
-        """Load every entry point of the group, core's own ones first."""
-        found = [(_record(entry), entry) for entry in importlib.metadata.entry_points(group=GROUP)]
+    def discover(self, hook: str | None = None) -> None:
+        """Load every entry point of the group, core's own ones first.
+
+        Args:
+            hook: leave out the modules that cannot implement this hook.
+        """
+        entries = importlib.metadata.entry_points(group=GROUP)
+        found = [(_record(e), e) for e in entries if hook is None or _may_implement(e, hook)]
         for record, entry in sorted(found, key=lambda pair: _order(pair[0])):
             self.records.append(record)
             if record.name in self.disabled:
@@ -238,14 +245,32 @@ class Plugins:
 
 
 def _record(entry: importlib.metadata.EntryPoint) -> PluginRecord:
-    fields = entry.dist.metadata if entry.dist is not None else None
-    known = {} if fields is None else {k: fields[k] for k in ("Name", "Version") if k in fields}
+    distribution, version = _origin_of(entry.dist)
     return PluginRecord(
-        name=entry.name,
-        module=entry.value,
-        distribution=known.get("Name", ""),
-        version=known.get("Version", ""),
+        name=entry.name, module=entry.value, distribution=distribution, version=version
     )
+
+
+@functools.cache
+def _origin_of(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    # Reading the metadata parses a file, and one distribution may bring twenty entry points.
+    fields: Mapping[str, str] = distribution.metadata if distribution is not None else {}  # type: ignore[assignment]
+    name, version = (fields.get(key, "") for key in ("Name", "Version"))
+    return name, version
+
+
+def _may_implement(entry: importlib.metadata.EntryPoint, hook: str) -> bool:
+    """Whether the module's source names the hook; true also where there is no source to read.
+
+    `byzerllm --help` asks for commands only, and importing every vendor's module would take it
+    as long again.
+    """
+    try:
+        spec = importlib.util.find_spec(entry.module)
+        return hook.encode() in Path(spec.origin).read_bytes()  # type: ignore[union-attr, arg-type]
+    except Exception:
+        # Loading it says what is wrong, to the one who can show it.
+        return True
 
 
 def _order(record: PluginRecord) -> tuple[bool, str, str]:

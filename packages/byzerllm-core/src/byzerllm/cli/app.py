@@ -111,8 +111,11 @@ class Root(rich_click.RichGroup):
         if not self._extended:
             self._extended = True
             from byzerllm.cli.extensions import add_plugin_commands
+            from byzerllm.plugins import Plugins
 
-            add_plugin_commands(self, self.entries)
+            plugins = Plugins()
+            plugins.discover(hook="register_commands")
+            add_plugin_commands(self, self.entries, plugins)
 
     def get_help_option(self, ctx: RichContext) -> click.Option | None:  # type: ignore[override]
         help_option = super().get_help_option(ctx)

@@ -11,17 +11,17 @@ from byzerllm.cli.command import Verb
 from byzerllm.cli.i18n import _
 from byzerllm.cli.session import session
 from byzerllm.errors import DuplicateNameError
-from byzerllm.plugins import PluginRecord, get_plugins
+from byzerllm.plugins import PluginRecord, Plugins
 
 
-def add_plugin_commands(cli: rich_click.RichGroup, taken: Container[str]) -> None:
+def add_plugin_commands(cli: rich_click.RichGroup, taken: Container[str], plugins: Plugins) -> None:
     """Ask each plugin for its commands, each alone; one that fails is recorded as broken.
 
     Args:
         cli: gets the commands.
         taken: core's own verbs, which no plugin may replace.
+        plugins: those that are asked.
     """
-    plugins = get_plugins()
     owners: dict[str, str] = {}
     hook = plugins.hooks.hook.register_commands
     for implementation in hook.get_hookimpls():

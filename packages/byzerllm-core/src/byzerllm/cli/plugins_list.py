@@ -43,11 +43,12 @@ def command(traceback_of: str | None, as_json: bool) -> None:
 
 def _records() -> list[PluginRecord]:
     from byzerllm.cli.app import root
+    from byzerllm.cli.extensions import add_plugin_commands
     from byzerllm.plugins import get_plugins
 
     # A plugin can also fail when it is asked for its commands.
     cli = root()
-    cli.list_commands(click.Context(cli))
+    add_plugin_commands(cli, cli.entries, get_plugins())
     return get_plugins().records
 
 
