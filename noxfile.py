@@ -18,7 +18,8 @@ nox.options.reuse_venv = "yes"
 CORE = "packages/byzerllm-core"
 LLAMACPP = "packages/byzerllm-backend-llamacpp"
 SAAS = "packages/byzerllm-saas"
-MEMBERS = [CORE, LLAMACPP, SAAS]
+SERVER = "packages/byzerllm-server"
+MEMBERS = [CORE, LLAMACPP, SAAS, SERVER]
 TESTED_TOGETHER = ("-c", "constraints/tests.txt")
 GROUPS = nox.project.load_toml("pyproject.toml")
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -56,7 +57,7 @@ def _install_all(session: nox.Session, extras: str, *more: str) -> None:
             "llama.cpp is compiled from source now, unless pip has it in its cache: 5 to 10 "
             "minutes on two cores, once per machine. pip says 'still running...' meanwhile."
         )
-    ours = ("-e", f"{CORE}[{extras}]", "-e", LLAMACPP, "-e", f"{SAAS}[all]")
+    ours = ("-e", f"{CORE}[{extras}]", "-e", LLAMACPP, "-e", f"{SAAS}[all]", "-e", SERVER)
     session.install(*TESTED_TOGETHER, *ours, *more, silent=False)
 
 
@@ -92,7 +93,8 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def types(session: nox.Session) -> None:
     """mypy --strict over all packages. Needs no llama.cpp."""
-    session.install(*TESTED_TOGETHER, "-e", CORE, "-e", SAAS, *_group("types"), silent=False)
+    members = ("-e", CORE, "-e", SAAS, "-e", SERVER)
+    session.install(*TESTED_TOGETHER, *members, *_group("types"), silent=False)
     session.run("mypy", *session.posargs)
 
 

@@ -16,6 +16,7 @@ from byzerllm.errors import (
 
 logger = logging.getLogger("byzerllm.client")
 
+OnFallback = Callable[[str, str, ByzerLLMError], None]
 FALLBACK_ERRORS = (ProviderError, OverloadedError, WorkerDiedError)
 
 
@@ -27,11 +28,18 @@ class Line:
 
     Args:
         fallbacks: gives the names that stand in for the first; asked when it has failed.
+        on_fallback: called with the model that failed, the one that is asked next, and why.
     """
 
-    def __init__(self, name: str, fallbacks: Callable[[str], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        fallbacks: Callable[[str], Sequence[str]],
+        on_fallback: OnFallback | None = None,
+    ) -> None:
         self.name = name
         self._fallbacks = fallbacks
+        self._on_fallback = on_fallback
         self._waiting: list[str] | None = None
 
     def advance(self, error: ByzerLLMError) -> None:
@@ -48,3 +56,5 @@ class Line:
             raise error
         failed, self.name = self.name, self._waiting.pop(0)
         logger.warning("%s: %s: %s; asking %s", failed, type(error).__name__, error, self.name)
+        if self._on_fallback is not None:
+            self._on_fallback(failed, self.name, error)

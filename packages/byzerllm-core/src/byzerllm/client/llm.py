@@ -14,7 +14,7 @@ import msgspec
 from byzerllm.client.calls import ChatCall, Plan, plan_of
 from byzerllm.client.chat import Conversations, StreamReader, new_request_id
 from byzerllm.client.exchange import META, drive, drive_async
-from byzerllm.client.fallbacks import FALLBACK_ERRORS, Line
+from byzerllm.client.fallbacks import FALLBACK_ERRORS, Line, OnFallback
 from byzerllm.client.media import media_of
 from byzerllm.client.observers import Observers
 from byzerllm.client.settings import Settings, checked_setting
@@ -39,6 +39,7 @@ from byzerllm.requests import (
     EmbedRequest,
     EmbedResult,
     GenerateChunk,
+    GenerateRequest,
     GenerateResult,
     MetaRequest,
     ModelMeta,
@@ -46,6 +47,7 @@ from byzerllm.requests import (
     RequestKind,
     Result,
     SamplingParams,
+    SpeechResult,
     StreamRequest,
     TokenizeRequest,
     TokenizeResult,
@@ -686,6 +688,64 @@ class ByzerLLM:
         assert isinstance(result, ApplyTemplateResult)
         return result.text
 
+    # Requests as they are, for programs that speak another protocol: the HTTP server.
+
+    async def async_meta(self, model: str | None = None) -> ModelMeta:
+        """What a model is, asked for once per deployment."""
+        return await self._async_meta(self._model(model))
+
+    async def async_send(
+        self,
+        request: Request,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_fallback: OnFallback | None = None,
+    ) -> Result:
+        """Send one request and return its result, with no template and no setting of this client
+        but pins and fallbacks applied.
+
+        Args:
+            timeout: seconds; None takes the client's.
+            on_fallback: called with the model that failed, the one that is asked next, and why.
+
+        Raises:
+            ByzerLLMError: as `async_chat_oai`.
+        """
+        if not isinstance(request, GenerateRequest):
+            return await self._async_call(self._model(model), request, timeout)
+        line = self._line(model, on_fallback)
+        while True:
+            try:
+                return await self._async_call(line.name, request, timeout)
+            except FALLBACK_ERRORS as error:
+                line.advance(error)
+
+    async def async_stream(
+        self,
+        request: StreamRequest,
+        model: str | None = None,
+        *,
+        timeout: float | None = None,
+        on_fallback: OnFallback | None = None,
+    ) -> AsyncIterator[GenerateChunk]:
+        """`async_send` for a request that is read chunk by chunk; falls back before the first one.
+        Closing the iterator stops the generation."""
+        line = self._line(model, on_fallback)
+        while True:
+            started = False
+            try:
+                chunks = self._async_chunks(line.name, request, timeout)
+                async with aclosing(chunks) as source:  # type: ignore[type-var]
+                    async for chunk in source:
+                        started = True
+                        yield chunk
+                return
+            except FALLBACK_ERRORS as error:
+                if started or not isinstance(request, GenerateRequest):
+                    raise
+                line.advance(error)
+
     # Inside.
 
     @property
@@ -706,8 +766,8 @@ class ByzerLLM:
             )
         return name
 
-    def _line(self, model: str | None) -> Line:
-        return Line(self._model(model), self._fallbacks)
+    def _line(self, model: str | None, on_fallback: OnFallback | None = None) -> Line:
+        return Line(self._model(model), self._fallbacks, on_fallback)
 
     def _fallbacks(self, model: str) -> Sequence[str]:
         """What this client was told, else what the deployment says."""
@@ -869,24 +929,35 @@ class ByzerLLM:
     async def _async_stream(
         self, model: str, request: StreamRequest, delta: bool, timeout: float | None
     ) -> AsyncIterator[StreamItem]:
-        observers = Observers(model, request, enabled=self._observes())
         reader = self._reader(model, request, delta)
+        chunks = self._async_chunks(model, request, timeout)
+        async with aclosing(chunks) as source:  # type: ignore[type-var]
+            async for chunk in source:
+                text = reader.read(chunk)
+                if text is not None:
+                    yield StreamItem(text, reader.metadata)
+
+    def _async_chunks(
+        self, model: str, request: StreamRequest, timeout: float | None
+    ) -> AsyncIterator[GenerateChunk]:
+        limit = timeout or self._settings.timeout
+        pin = self._settings.pins.get("chat")
+        if not self._observes():
+            return self._runtime.stream(model, request, pin=pin, timeout=limit)
+        return self._observed_chunks(model, request, pin, limit)
+
+    async def _observed_chunks(
+        self, model: str, request: StreamRequest, pin: int | None, limit: float
+    ) -> AsyncIterator[GenerateChunk]:
+        observers = Observers(model, request)
         if observers.answer is not None:
-            for item in _answered(observers.answer, reader):
-                yield item
+            yield _as_chunk(observers.answer)
             return
         with observers:
-            chunks = self._runtime.stream(
-                model,
-                observers.stream_request(),
-                pin=self._settings.pins.get("chat"),
-                timeout=timeout or self._settings.timeout,
-            )
+            chunks = self._runtime.stream(model, observers.stream_request(), pin=pin, timeout=limit)
             async with aclosing(chunks) as source:  # type: ignore[type-var]
                 async for chunk in source:
-                    text = reader.read(chunk)
-                    if text is not None:
-                        yield StreamItem(text, reader.metadata)
+                    yield chunk
 
     def _reader(self, model: str, request: StreamRequest, delta: bool) -> StreamReader:
         template = self._settings.of(model).template
@@ -899,9 +970,14 @@ class ByzerLLM:
 
 
 def _answered(answer: Result, reader: StreamReader) -> Iterator[StreamItem]:
+    yield StreamItem(reader.read(_as_chunk(answer)), reader.metadata)
+
+
+def _as_chunk(answer: Result) -> GenerateChunk:
+    if isinstance(answer, SpeechResult):
+        return GenerateChunk(audio=answer.audio, finish_reason="stop", usage=answer.usage)
     result = _generated(answer)
-    chunk = GenerateChunk(text=result.text, finish_reason=result.finish_reason, usage=result.usage)
-    yield StreamItem(reader.read(chunk), reader.metadata)
+    return GenerateChunk(text=result.text, finish_reason=result.finish_reason, usage=result.usage)
 
 
 def _generated(result: Result) -> GenerateResult:

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
-import functools
 import queue
 import threading
 from collections import deque
@@ -70,12 +69,16 @@ def inbox_of(loop: asyncio.AbstractEventLoop) -> Inbox:
 
 
 class BackgroundLoop:
-    """Runs coroutines and iterates async iterators for synchronous code."""
+    """Runs coroutines and iterates async iterators for synchronous code.
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="byzerllm-io", daemon=True)
-        self._thread.start()
+    Args:
+        loop: a loop that runs already, in a thread of its owner's; None starts one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop = loop or asyncio.new_event_loop()
+        if loop is None:
+            threading.Thread(target=self._run, name="byzerllm-io", daemon=True).start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -94,8 +97,14 @@ class BackgroundLoop:
             raise
         return job.result(concurrent.futures.CancelledError)
 
+    def is_running_here(self) -> bool:
+        """Whether the caller runs on this very loop."""
+        return asyncio.get_running_loop() is self.loop
+
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """`run` for asynchronous code on another loop; cancelling reaches the coroutine."""
+        """`run` for asynchronous code on any loop; cancelling reaches the coroutine."""
+        if self.is_running_here():
+            return await coroutine
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         job = _Job(self.loop, coroutine, answer)
         try:
@@ -202,7 +211,29 @@ class _Raised:
         self.error = error
 
 
-@functools.cache
+_current: BackgroundLoop | None = None
+_current_lock = threading.Lock()
+
+
 def background_loop() -> BackgroundLoop:
     """The one loop of this process."""
-    return BackgroundLoop()
+    global _current
+    if _current is None:
+        with _current_lock:
+            _current = _current or BackgroundLoop()
+    return _current
+
+
+def adopt_running_loop() -> None:
+    """Make the loop that runs here the one of this process, as a server's main loop is: what
+    would go to another thread and back stays on it. Synchronous calls of the client must then
+    come from other threads.
+
+    Raises:
+        RuntimeError: the process has one already.
+    """
+    global _current
+    with _current_lock:
+        if _current is not None:
+            raise RuntimeError("the background loop of this process is in use already")
+        _current = BackgroundLoop(asyncio.get_running_loop())

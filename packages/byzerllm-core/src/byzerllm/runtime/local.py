@@ -102,16 +102,23 @@ class LocalRuntime:
         assert known is not None
         return known
 
-    async def stream(
+    def stream(
         self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
     ) -> AsyncIterator[GenerateChunk]:
+        chunks = self._stream(model, request, pin, timeout)
+        return chunks if self._background.is_running_here() else self._handed_over(chunks)
+
+    async def _handed_over(
+        self, items: AsyncIterator[GenerateChunk]
+    ) -> AsyncIterator[GenerateChunk]:
+        """The chunks of a stream on the background loop, for a caller on another one."""
         inbox = inbox_of(asyncio.get_running_loop())
         ready: asyncio.Queue[GenerateChunk | BaseException | None] = asyncio.Queue()
 
         async def pump() -> None:
             last: BaseException | None = None
             try:
-                async with aclosing(self._stream(model, request, pin, timeout)) as chunks:  # type: ignore[type-var]
+                async with aclosing(items) as chunks:  # type: ignore[type-var]
                     async for chunk in chunks:
                         inbox.put(ready.put_nowait, chunk)
             except BaseException as error:

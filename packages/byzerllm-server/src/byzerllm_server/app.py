@@ -1,0 +1,168 @@
+"""The ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from byzerllm import ByzerLLM
+from byzerllm_server import openapi
+from byzerllm_server.api import chat, completions, embeddings, service
+from byzerllm_server.auth import Gate, OneKeyGate, OpenGate
+from byzerllm_server.catalog import Catalog
+from byzerllm_server.edge import Edge, Observer, call_of
+from byzerllm_server.errors import HTTPError, error_response
+from byzerllm_server.gateway import Gateway
+from byzerllm_server.operations import Context, Endpoint, Operation
+from byzerllm_server.settings import ServerSettings
+
+OPERATIONS: Sequence[Operation] = [
+    *chat.OPERATIONS,
+    *completions.OPERATIONS,
+    *embeddings.OPERATIONS,
+    *service.OPERATIONS,
+]
+
+
+class Server:
+    """What the handlers share.
+
+    Attributes:
+        settings: what the server was told.
+        gateway: the way to the models.
+        openapi: the document, as JSON.
+        edge: the outermost layer of the application.
+    """
+
+    logger = logging.getLogger("byzerllm.server")
+
+    def __init__(self, settings: ServerSettings, client: ByzerLLM) -> None:
+        self.settings = settings
+        self.gateway = Gateway(
+            client, Catalog(settings.served_names), timeout=settings.request_timeout
+        )
+        self.gate: Gate = OneKeyGate(settings.api_key) if settings.api_key else OpenGate()
+        self.observers: list[Observer] = []
+        self.openapi = openapi.document(OPERATIONS, keys=not isinstance(self.gate, OpenGate))
+        self.edge = Edge(
+            self._routed(), max_requests=settings.max_requests, observers=self.observers
+        )
+
+    @property
+    def closing(self) -> bool:
+        return self.edge.closing
+
+    async def authorize(self, context: Context) -> None:
+        """Find out who calls. Raises HTTPError."""
+        context.call.principal = await self.gate.authorize(context)
+
+    async def close(self) -> None:
+        """Give back what the server holds."""
+
+    def _routed(self) -> ASGIApp:
+        app: ASGIApp = Starlette(
+            routes=[
+                Route(operation.path, Endpoint(operation, self), methods=[operation.method])
+                for operation in OPERATIONS
+            ],
+            exception_handlers={404: _not_found, 405: _wrong_method},
+        )
+        if self.settings.cors_origins:
+            app = CORSMiddleware(
+                app,
+                allow_origins=self.settings.cors_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "x-gateway-ms", "retry-after"],
+            )
+        return app
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    known = sorted({operation.path for operation in OPERATIONS})
+    refusal = HTTPError(
+        404,
+        f"there is nothing at {request.url.path}; there are: {', '.join(known)}",
+        code="not_found",
+    )
+    return error_response(refusal, call_of(request.scope))
+
+
+async def _wrong_method(request: Request, error: Exception) -> Response:
+    headers = dict(getattr(error, "headers", None) or {})
+    refusal = HTTPError(
+        405,
+        f"{request.url.path} does not take {request.method}; it takes {headers.get('Allow', '?')}",
+        code="method_not_allowed",
+        headers=headers,
+    )
+    return error_response(refusal, call_of(request.scope))
+
+
+def connect(settings: ServerSettings) -> ByzerLLM:
+    """The client of the runtime that is served; with `local` the models of the file are deployed
+    in this process. Blocks; call it from a thread.
+
+    Raises:
+        ByzerLLMError: no cluster, or a model that cannot be deployed.
+    """
+    if settings.runtime == "ray":
+        return ByzerLLM(url=settings.ray_address)
+    from byzerllm.cli.upfile import read_up_file
+
+    client = ByzerLLM(runtime="local")
+    for spec in read_up_file(Path(settings.config)).specs.values():
+        client.deploy_spec(spec)
+    return client
+
+
+class Application:
+    """The server as one ASGI application, started and stopped by the `lifespan` protocol.
+
+    Picklable: worker processes and Ray Serve make their own.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.server: Server | None = None
+        self.failure: Exception | None = None
+
+    async def start(self) -> Server:
+        """Connect and deploy; the loop that runs here becomes the client's, too."""
+        from byzerllm.runtime.background import adopt_running_loop
+
+        adopt_running_loop()
+        client = await asyncio.to_thread(connect, self.settings)
+        self.server = Server(self.settings, client)
+        return self.server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        assert self.server is not None
+        await self.server.edge(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            server = await self.start()
+        except Exception as error:
+            self.failure = error
+            await send({"type": "lifespan.startup.failed", "message": ""})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        with contextlib.suppress(Exception):
+            await server.close()
+        await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,80 @@
+"""One HTTP request as the server follows it, from its first byte to its last."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Literal
+
+from byzerllm.requests import Usage
+
+Dialect = Literal["openai", "anthropic"]
+"""Whose API is spoken: it decides the shape of errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Who calls.
+
+    Attributes:
+        name: of the key; empty on an open server.
+        models: names that it may use; None for all.
+    """
+
+    name: str = ""
+    models: frozenset[str] | None = None
+
+
+ANYBODY = Principal()
+_PROCESS = uuid.uuid4().hex[:16]
+_numbers = itertools.count(1)
+
+
+def new_id(prefix: str) -> str:
+    """A new id of an answer or of a part of it, as `chatcmpl-…`."""
+    return f"{prefix}{_PROCESS}{next(_numbers):012x}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """What is known of one HTTP request; the edge makes it, handlers fill it in.
+
+    Times are of `time.perf_counter`, durations in seconds.
+
+    Attributes:
+        id: in `x-request-id`, in the log, and the id of the model's request.
+        operation: the route's name, `chat` for `/v1/chat/completions`; empty until it is known.
+        dialect: whose API was called.
+        principal: who calls.
+        asked: the model's name as the caller said it.
+        model: the deployment that answered.
+        stream: the answer is an event stream.
+        started: when the head of the request had come.
+        sent: when the request went to the model; 0 before.
+        first: when the first piece of the answer came; 0 before.
+        model_seconds: how long the worker was at it, by its own clock.
+        usage: tokens, once they are known.
+        fallbacks: how often another model stood in.
+        error: the error's class; empty while all is well.
+    """
+
+    id: str
+    started: float = field(default_factory=time.perf_counter)
+    operation: str = ""
+    dialect: Dialect = "openai"
+    principal: Principal = ANYBODY
+    asked: str = ""
+    model: str = ""
+    stream: bool = False
+    sent: float = 0.0
+    first: float = 0.0
+    model_seconds: float = 0.0
+    usage: Usage | None = None
+    fallbacks: int = 0
+    error: str = ""
+
+    def may_use(self, name: str) -> bool:
+        """Whether the caller may use the model that is served under this name."""
+        return self.principal.models is None or name in self.principal.models

@@ -1,0 +1,1 @@
+"""Commands of `byzerllm`, one module each."""

@@ -1,0 +1,116 @@
+"""`byzerllm serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from byzerllm.cli.i18n import _
+from byzerllm.cli.options import address_option, option, verb
+from byzerllm.cli.session import session
+from byzerllm.errors import UsageError
+
+MEBI = 1024 * 1024
+
+
+@verb(
+    "serve",
+    help=_(
+        "Serve the models over HTTP, with the APIs of OpenAI and Anthropic and a page to chat.\n\n"
+        "Without keys everybody who reaches the address may call: keep it on 127.0.0.1, or give "
+        "--api_key."
+    ),
+    examples=(
+        (_("all models of the cluster of this machine"), "byzerllm serve --port 8000"),
+        (
+            _("for a team, with a key out of a file"),
+            "byzerllm serve --host 0.0.0.0 --api_key @~/.byzerllm-key",
+        ),
+        (
+            _("a gateway to hosted models, without a cluster"),
+            "byzerllm serve --runtime local --config byzerllm.yaml",
+        ),
+    ),
+)
+@option(
+    "--runtime",
+    type=click.Choice(["ray", "local"]),
+    default="ray",
+    show_default=True,
+    help=_("Where the models are: on a Ray cluster, or in this process (with --config)."),
+)
+@address_option()
+@option("--config", metavar="FILE", help=_("Models of --runtime local, as for byzerllm up."))
+@option("--host", default="127.0.0.1", show_default=True, help=_("Address to listen on."))
+@option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+        help=_("Port to listen on."))  # fmt: skip
+@option("--api_key", metavar="KEY", help=_("The key to ask for; ${NAME} or @FILE."))
+@option(
+    "--served_model_name",
+    multiple=True,
+    metavar="NAME=MODEL",
+    help=_("Serve a model under this name; only those that are named are served."),
+)
+@option("--cors_origin", multiple=True, metavar="ORIGIN",
+        help=_("A page of this origin may call from a browser; * for all."))  # fmt: skip
+@option("--ssl_certfile", metavar="FILE", help=_("Certificate, for HTTPS."))
+@option("--ssl_keyfile", metavar="FILE", help=_("Key of the certificate."))
+@option("--max_body_mb", type=click.IntRange(1), default=32, show_default=True,
+        help=_("Longest request, in MiB."))  # fmt: skip
+@option("--request_timeout", type=click.FloatRange(0, min_open=True), default=600.0,
+        show_default=True, help=_("Seconds that an answer may take."))  # fmt: skip
+@option("--stop_timeout", type=click.FloatRange(0), default=60.0, show_default=True,
+        help=_("Seconds that running answers may go on when the server is stopped."))  # fmt: skip
+def command(**given: Any) -> None:
+    from byzerllm_server.serving import serve
+
+    def announce(address: str) -> None:
+        session.hint(_("listening on {address} - stop it with Ctrl-C").format(address=address))
+
+    serve(
+        _settings(given),
+        announce=announce,
+        certfile=given["ssl_certfile"] or "",
+        keyfile=given["ssl_keyfile"] or "",
+    )
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    from byzerllm.cli.values import read_value
+    from byzerllm_server.settings import ServerSettings
+
+    if given["runtime"] == "local" and not given["config"]:
+        raise UsageError(_("--runtime local needs --config FILE, which names the models"))
+    if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
+        raise UsageError(_("--ssl_certfile and --ssl_keyfile go together"))
+    for name in ("config", "ssl_certfile", "ssl_keyfile"):
+        if given[name] and not Path(given[name]).expanduser().is_file():
+            raise UsageError(_("--{name}: no file {path}").format(name=name, path=given[name]))
+    key = given["api_key"]
+    return ServerSettings(
+        runtime=given["runtime"],
+        ray_address=given["ray_address"],
+        config=str(Path(given["config"]).expanduser()) if given["config"] else "",
+        host=given["host"],
+        port=given["port"],
+        api_key=read_value("--api_key", key, "serve") if key else "",
+        served_names=_names(given["served_model_name"]),
+        cors_origins=given["cors_origin"],
+        max_body_bytes=given["max_body_mb"] * MEBI,
+        request_timeout=given["request_timeout"],
+        stop_timeout=given["stop_timeout"],
+    )
+
+
+def _names(given: tuple[str, ...]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for pair in given:
+        name, equals, model = pair.partition("=")
+        if not (name and equals and model):
+            raise UsageError(
+                _("--served_model_name takes NAME=MODEL (got {pair!r})").format(pair=pair)
+            )
+        names[name] = model
+    return names

@@ -1,0 +1,106 @@
+"""The one way from every API to a model: who may, which model, what it took."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from byzerllm import ByzerLLM
+from byzerllm.errors import ByzerLLMError, listed
+from byzerllm.requests import (
+    GenerateChunk,
+    ModelMeta,
+    Request,
+    Result,
+    StreamRequest,
+    Usage,
+)
+from byzerllm_server.calls import Call
+from byzerllm_server.catalog import Catalog
+from byzerllm_server.errors import HTTPError
+
+
+class Gateway:
+    """Calls models on behalf of HTTP requests and notes in the `Call` what became of them.
+
+    Args:
+        client: a client that no template and no default is set on.
+        timeout: seconds that one request to a model may take.
+    """
+
+    def __init__(self, client: ByzerLLM, catalog: Catalog, *, timeout: float) -> None:
+        self.client = client
+        self.catalog = catalog
+        self.timeout = timeout
+
+    def open(self, call: Call, name: str) -> str:
+        """The deployment that the caller means by `name`; noted in `call`.
+
+        Raises:
+            ModelNotFoundError: nothing of this name is served.
+            HTTPError: the caller may not use it.
+        """
+        call.asked = name
+        if not call.may_use(name):
+            allowed = listed(call.principal.models or ())
+            raise HTTPError(
+                403,
+                f"this key may not use the model {name!r}; it may use: {allowed}",
+                code="model_not_allowed",
+                parameter="model",
+            )
+        call.model = self.catalog.deployment(name)
+        return call.model
+
+    async def meta(self, call: Call) -> ModelMeta:
+        """What the call's model is; cheap after the first time."""
+        return await self.client.async_meta(call.model)
+
+    async def send(self, call: Call, request: Request) -> Result:
+        """One request to the call's model, and its result."""
+        call.sent = call.sent or time.perf_counter()
+        fell_back = functools.partial(self._fell_back, call)
+        result = await self.client.async_send(
+            request, call.model, timeout=self.timeout, on_fallback=fell_back
+        )
+        self.note(call, result)
+        return result
+
+    async def stream(self, call: Call, request: StreamRequest) -> AsyncIterator[GenerateChunk]:
+        """The chunks of one request to the call's model. Closing stops the generation."""
+        call.sent = call.sent or time.perf_counter()
+        fell_back = functools.partial(self._fell_back, call)
+        chunks = self.client.async_stream(
+            request, call.model, timeout=self.timeout, on_fallback=fell_back
+        )
+        async with aclosing(chunks) as source:  # type: ignore[type-var]
+            async for chunk in source:
+                if not call.first:
+                    call.first = time.perf_counter()
+                if chunk.finish_reason is not None:
+                    self.note(call, chunk)
+                yield chunk
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What is deployed, as `ByzerLLM.models`."""
+        return await asyncio.to_thread(self.client.models)
+
+    def note(self, call: Call, ended: Any) -> None:
+        """Put the tokens and the time of a result, or of a stream's last chunk, into `call`."""
+        call.first = call.first or time.perf_counter()
+        call.model_seconds = max(call.model_seconds, getattr(ended, "elapsed", 0.0))
+        usage: Usage | None = getattr(ended, "usage", None)
+        if usage is not None:
+            before = call.usage or Usage()
+            call.usage = Usage(
+                prompt_tokens=before.prompt_tokens + usage.prompt_tokens,
+                completion_tokens=before.completion_tokens + usage.completion_tokens,
+            )
+
+    def _fell_back(self, call: Call, failed: str, asked: str, error: ByzerLLMError) -> None:
+        call.fallbacks += 1
+        call.model = asked

@@ -1,0 +1,268 @@
+"""One row per route: what it takes, what it answers, who may call it.
+
+Routes and the OpenAPI document are made of the same rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from byzerllm_server.calls import Call, Dialect
+from byzerllm_server.edge import call_of
+from byzerllm_server.errors import HTTPError, error_response
+
+if TYPE_CHECKING:
+    from byzerllm_server.app import Server
+
+JSON = "application/json"
+
+
+class Body(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Base of request bodies: the fields that a route knows, and their types."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What a handler has at hand.
+
+    Attributes:
+        server: gateway, catalog, settings, keys.
+        call: the request so far.
+        scope: ASGI's, with headers and path parameters.
+        raw: the body as plain JSON data; empty where the route takes none.
+        extra: its fields that the route does not know; only where the operation takes them.
+    """
+
+    server: Server
+    call: Call
+    scope: Scope
+    raw: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+Handler = Callable[..., Awaitable[Response]]
+"""Takes the `Context`, and the body where the operation has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One route.
+
+    Attributes:
+        name: short and unique; the `operationId`, and the label in metrics.
+        method, path: HTTP's, the path in Starlette's notation.
+        summary: one line for the document.
+        handler: answers it.
+        body: the type of its JSON body; None where it takes none, or takes a form.
+        form: the schema of its multipart form.
+        extra: fields that `body` does not have are handed on instead of refused.
+        answer: the type of its JSON answer; None where it answers with `media` alone.
+        event: the type of the events of its stream, where it has one.
+        media: the media type of the answer.
+        open: needs no key.
+        dialect: whose API it is.
+        tag: the group in the document.
+    """
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    handler: Handler
+    body: type[Body] | None = None
+    form: Mapping[str, Any] | None = None
+    extra: bool = False
+    answer: Any = None
+    event: Any = None
+    media: str = JSON
+    open: bool = False
+    dialect: Dialect = "openai"
+    tag: str = "OpenAI"
+
+
+class Endpoint:
+    """Answers one operation: checks the caller, reads the body, and stops when the caller leaves.
+
+    An ASGI application.
+    """
+
+    def __init__(self, operation: Operation, server: Server) -> None:
+        self._operation = operation
+        self._server = server
+        self._fields = (
+            {f.encode_name for f in msgspec.structs.fields(operation.body)}
+            if operation.body is not None
+            else set()
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = call_of(scope)
+        call.operation = self._operation.name
+        call.dialect = self._operation.dialect
+        context = Context(self._server, call, scope)
+        task = asyncio.current_task()
+        assert task is not None
+        leaving: asyncio.Task[None] | None = None
+        left = False
+
+        async def leave() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left = True
+            task.cancel()
+
+        try:
+            if not self._operation.open:
+                await self._server.authorize(context)
+            arguments = await self._read(context, receive)
+            leaving = asyncio.create_task(leave())
+            response = await self._operation.handler(context, *arguments)
+            await response(scope, receive, send)
+        except ClientDisconnect:
+            call.error = "ClientDisconnect"
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            task.uncancel()
+            call.error = "ClientDisconnect"
+        except Exception as error:
+            await self._refuse(error, call, scope, receive, send)
+        finally:
+            if leaving is not None:
+                leaving.cancel()
+
+    async def _refuse(
+        self, error: Exception, call: Call, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        response = error_response(error, call)
+        if response.status_code == 500:
+            self._server.logger.error("request %s failed", call.id, exc_info=error)
+        await response(scope, receive, send)
+
+    async def _read(self, context: Context, receive: Receive) -> tuple[Any, ...]:
+        operation = self._operation
+        if operation.body is None:
+            return ()
+        settings = self._server.settings
+        kind = header(context.scope, b"content-type").partition(";")[0].strip().lower()
+        if kind != JSON:
+            raise HTTPError(
+                415,
+                f"the body must be JSON, with the header content-type: {JSON} (got {kind!r})",
+                code="unsupported_media_type",
+            )
+        try:
+            async with asyncio.timeout(settings.body_timeout):
+                data = await read_body(context.scope, receive, settings.max_body_bytes)
+        except TimeoutError:
+            raise HTTPError(
+                408,
+                f"the body did not come within {settings.body_timeout:g} s",
+                code="timeout",
+                headers={"connection": "close"},
+            ) from None
+        context.raw = _json_object(data)
+        body = _converted(context.raw, operation.body)
+        unknown = context.raw.keys() - self._fields
+        if unknown:
+            if not operation.extra:
+                raise _unknown_field(min(unknown), self._fields)
+            context.extra = {name: context.raw[name] for name in unknown}
+        return (body,)
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The value of a header, or an empty text."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return ""
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        HTTPError: it is longer than `limit` bytes; the connection is closed then.
+        ClientDisconnect: the caller left.
+    """
+    length = header(scope, b"content-length")
+    if length.isdigit() and int(length) > limit:
+        raise _too_large(limit)
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+        if not message.get("more_body"):
+            return b"".join(pieces) if len(pieces) > 1 else piece
+
+
+def _too_large(limit: int) -> HTTPError:
+    return HTTPError(
+        413,
+        f"the body is longer than {limit} bytes (byzerllm serve --max_body_mb)",
+        code="request_too_large",
+        headers={"connection": "close"},
+    )
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HTTPError(400, f"the body is no JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise HTTPError(400, "the body is nested too deeply", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise HTTPError(
+            400, f"the body must be a JSON object (got {type(value).__name__})", code="invalid_json"
+        )
+    return value
+
+
+_AT = re.compile(r" - at `\$?\.?(?P<path>.*)`$")
+_MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
+
+
+def _converted(value: dict[str, Any], body: type[Body]) -> Body:
+    try:
+        return msgspec.convert(value, body)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        found = _AT.search(text)
+        path = found["path"] if found else ""
+        missing = _MISSING.search(text)
+        if missing:
+            path = f"{path}.{missing['name']}" if path else missing["name"]
+        reason = _AT.sub("", text)
+        where = f"{path}: " if path else ""
+        raise HTTPError(400, f"{where}{reason}", code="invalid_value", parameter=path) from None
+
+
+def _unknown_field(name: str, known: set[str]) -> HTTPError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return HTTPError(
+        400,
+        f"unknown parameter {name!r}{hint}; allowed: {', '.join(sorted(known))}",
+        code="unknown_parameter",
+        parameter=name,
+    )

@@ -1,0 +1,1 @@
+"""Requests and answers of the APIs that are served, as msgspec structs."""
