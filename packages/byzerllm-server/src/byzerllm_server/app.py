@@ -17,11 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from byzerllm import ByzerLLM
 from byzerllm_server import openapi
-from byzerllm_server.api import chat, completions, embeddings, service
+from byzerllm_server.api import chat, completions, embeddings, page, service
 from byzerllm_server.auth import Gate, OneKeyGate, OpenGate
 from byzerllm_server.catalog import Catalog
 from byzerllm_server.edge import Edge, Observer, call_of
 from byzerllm_server.errors import HTTPError, error_response
+from byzerllm_server.figures import Figures
 from byzerllm_server.gateway import Gateway
 from byzerllm_server.operations import Context, Endpoint, Operation
 from byzerllm_server.settings import ServerSettings
@@ -31,6 +32,7 @@ OPERATIONS: Sequence[Operation] = [
     *completions.OPERATIONS,
     *embeddings.OPERATIONS,
     *service.OPERATIONS,
+    *page.OPERATIONS,
 ]
 
 
@@ -40,6 +42,7 @@ class Server:
     Attributes:
         settings: what the server was told.
         gateway: the way to the models.
+        figures: what the page shows of them.
         openapi: the document, as JSON.
         edge: the outermost layer of the application.
     """
@@ -52,7 +55,8 @@ class Server:
             client, Catalog(settings.served_names), timeout=settings.request_timeout
         )
         self.gate: Gate = OneKeyGate(settings.api_key) if settings.api_key else OpenGate()
-        self.observers: list[Observer] = []
+        self.figures = Figures(client)
+        self.observers: list[Observer] = [self.figures.seen] if settings.page else []
         self.openapi = openapi.document(OPERATIONS, keys=not isinstance(self.gate, OpenGate))
         self.edge = Edge(
             self._routed(), max_requests=settings.max_requests, observers=self.observers
@@ -74,6 +78,7 @@ class Server:
             routes=[
                 Route(operation.path, Endpoint(operation, self), methods=[operation.method])
                 for operation in OPERATIONS
+                if self.settings.page or operation not in page.OPERATIONS
             ],
             exception_handlers={404: _not_found, 405: _wrong_method},
         )
@@ -89,7 +94,7 @@ class Server:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    known = sorted({operation.path for operation in OPERATIONS})
+    known = sorted({operation.path for operation in OPERATIONS if operation.documented})
     refusal = HTTPError(
         404,
         f"there is nothing at {request.url.path}; there are: {', '.join(known)}",

@@ -40,6 +40,7 @@ def document(operations: Sequence[Operation], *, keys: bool) -> bytes:
     Args:
         keys: the server asks for keys.
     """
+    operations = [operation for operation in operations if operation.documented]
     types = list(_types(operations))
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     by_type = dict(zip([id(kind) for kind in types], schemas, strict=True))

@@ -72,6 +72,7 @@ class Operation:
         open: needs no key.
         dialect: whose API it is.
         tag: the group in the document.
+        documented: whether it stands in the document; the page's own routes do not.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Operation:
     open: bool = False
     dialect: Dialect = "openai"
     tag: str = "OpenAI"
+    documented: bool = True
 
 
 class Endpoint:
