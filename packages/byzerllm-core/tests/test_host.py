@@ -488,6 +488,7 @@ def test_who_waits_for_a_place_is_refused_too_when_the_vendor_fails() -> None:
         assert outcomes.count("cooling") == 50 - Down.asked
         assert (one.admission.running, one.admission.queued) == (0, 0)
         assert one.stat()["cooling"] > 0
+        assert one.stat()["cooldowns"] == 1
 
     asyncio.run(run())
 

@@ -88,3 +88,16 @@ def test_the_last_error_is_the_one_that_is_raised() -> None:
     with pytest.raises(RateLimitedError) as caught:
         tried.pause(last, LONG)
     assert caught.value is last
+
+
+def test_listeners_are_told_of_each_repetition() -> None:
+    told: list[tuple[str, str]] = []
+    end = retries.listen(lambda model, reason: told.append((model, reason)))
+    tried = VendorRetries("gpt")
+    for _ in range(TRIES - 1):
+        tried.pause(failure(), LONG)
+    with pytest.raises(ProviderUnavailableError):
+        tried.pause(failure(), LONG)
+    end()
+    VendorRetries("gpt").pause(failure(), LONG)
+    assert told == [("gpt", "vendor")] * (TRIES - 1)

@@ -101,6 +101,11 @@ class CircuitBreaker:
         self._reason = ""
 
     @property
+    def cooldowns(self) -> int:
+        """How many have begun."""
+        return self._round
+
+    @property
     def cooling(self) -> float:
         """Seconds until the next probe; 0 when requests go through."""
         return max(0.0, self._until - self._clock()) if self._pause else 0.0

@@ -469,6 +469,7 @@ class Host:
             "tokens_per_second": counters.tokens_per_second(),
             "ttft_p50": counters.ttft_p50(),
             "cooling": self.breaker.cooling if self.breaker is not None else 0.0,
+            "cooldowns": self.breaker.cooldowns if self.breaker is not None else 0,
         }
 
     async def close(self) -> None:

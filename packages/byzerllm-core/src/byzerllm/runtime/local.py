@@ -37,7 +37,7 @@ from byzerllm.runtime.background import background_loop, inbox_of
 from byzerllm.runtime.base import Progress
 from byzerllm.runtime.deployment import DeploymentSpec, resolve
 from byzerllm.runtime.host import Host
-from byzerllm.runtime.retries import VendorRetries
+from byzerllm.runtime.retries import VendorRetries, sent_again
 from byzerllm.runtime.wire import to_error, to_failure
 
 
@@ -209,7 +209,7 @@ class LocalRuntime:
     async def _call(self, model: str, request: Request, pin: int | None, timeout: float) -> Result:
         deployment = self._get(model)
         end = time.monotonic() + timeout
-        retries = VendorRetries()
+        retries = VendorRetries(model)
         with self._running(deployment, request):
             tried: set[int] = set()
             while True:
@@ -225,6 +225,7 @@ class LocalRuntime:
                     tried.add(index)
                     if pin is not None or len(tried) == len(deployment.hosts):
                         raise
+                    sent_again(model, "overloaded")
                 except (Exception, asyncio.CancelledError) as error:
                     raise _named(error, deployment) from error
 
@@ -233,7 +234,7 @@ class LocalRuntime:
     ) -> AsyncIterator[GenerateChunk]:
         deployment = self._get(model)
         end = time.monotonic() + timeout
-        retries = VendorRetries()
+        retries = VendorRetries(model)
         started = False
         with self._running(deployment, request):
             tried: set[int] = set()
@@ -258,6 +259,7 @@ class LocalRuntime:
                     tried.add(index)
                     if pin is not None or len(tried) == len(deployment.hosts):
                         raise
+                    sent_again(model, "overloaded")
                 except (Exception, asyncio.CancelledError) as error:
                     raise _named(error, deployment) from error
 

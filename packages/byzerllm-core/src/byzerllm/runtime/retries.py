@@ -8,6 +8,8 @@ chunk of an answer.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Literal
 
 from byzerllm.errors import ProviderError
 
@@ -15,16 +17,38 @@ TRIES = 4
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 20.0
 
+Reason = Literal["vendor", "worker_died", "overloaded"]
+"""Why a request was sent again: the vendor failed, its worker died, its worker was full."""
+Listener = Callable[[str, Reason], None]
+_listeners: list[Listener] = []
+
+
+def listen(listener: Listener) -> Callable[[], None]:
+    """Have `listener` called with the model and the reason whenever this process sends a request
+    again, in the thread that does. Call what is returned to end it."""
+    _listeners.append(listener)
+    return lambda: _listeners.remove(listener)
+
+
+def sent_again(model: str, reason: Reason) -> None:
+    """Tell the listeners."""
+    for listener in _listeners:
+        listener(model, reason)
+
 
 class VendorRetries:
     """Counts the failures of one request.
 
     The pause doubles from half a second and is jittered, so that many callers do not come back
     together; a vendor's Retry-After replaces it.
+
+    Args:
+        model: the deployment's name, for listeners.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = "") -> None:
         self.failures = 0
+        self._model = model
 
     def pause(self, error: ProviderError, left: float) -> float:
         """Seconds to wait before the next try.
@@ -47,4 +71,5 @@ class VendorRetries:
             seconds = wanted + random.uniform(0.0, 0.1)
         if seconds > LONGEST_PAUSE_SECONDS or seconds >= left:
             raise error
+        sent_again(self._model, "vendor")
         return seconds

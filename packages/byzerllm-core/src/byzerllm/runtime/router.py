@@ -47,7 +47,7 @@ from byzerllm.requests import (
 from byzerllm.runtime.background import background_loop
 from byzerllm.runtime.channel import Channel, LeaseKeeper, WorkerLost
 from byzerllm.runtime.cluster import NAMESPACE, get_controller, is_ray_client, require_ray
-from byzerllm.runtime.retries import VendorRetries
+from byzerllm.runtime.retries import VendorRetries, sent_again
 from byzerllm.runtime.wire import (
     Failure,
     TableEntry,
@@ -110,7 +110,7 @@ class Attempts:
         self.gone: set[str] = set()
         self.full: set[str] = set()
         self.last_refusal: OverloadedError | None = None
-        self.vendor = VendorRetries()
+        self.vendor = VendorRetries(model)
 
     def left(self) -> float:
         """Seconds until the time limit; raises RequestTimeoutError past it."""
@@ -131,6 +131,7 @@ class Attempts:
         self.dead.add(link.view.id)
         route.stale = True
         if route.entry.retryable and len(self.dead) < DEATHS_ALLOWED:
+            sent_again(self.model, "worker_died")
             return
         deaths = f"{len(self.dead)} workers" if len(self.dead) > 1 else "the worker"
         raise WorkerDiedError(
@@ -148,6 +149,7 @@ class Attempts:
                 f"all {len(route.ordered)} workers of {self.model!r} are full: {error.message}",
                 **error.details,
             ) from None
+        sent_again(self.model, "overloaded")
 
 
 class Router:
