@@ -318,7 +318,8 @@ class GenerateChunk(Struct, kw_only=True, omit_defaults=True, tag="chunk"):
     `usage`.
 
     A backend never splits a character: `text` is whole Unicode. `elapsed` and `first_token`
-    (seconds since the worker took the request) are filled in by the worker on the last chunk.
+    (seconds since the worker took the request) and `queued` (seconds that it waited before) are
+    filled in by the worker on the last chunk.
     """
 
     text: str = ""
@@ -331,10 +332,11 @@ class GenerateChunk(Struct, kw_only=True, omit_defaults=True, tag="chunk"):
     usage: Usage | None = None
     first_token: float = 0.0
     elapsed: float = 0.0
+    queued: float = 0.0
 
 
 class GenerateResult(Struct, kw_only=True, omit_defaults=True, tag="generated"):
-    """A whole answer. Times in seconds since the worker took the request."""
+    """A whole answer. Times in seconds since the worker took the request; `queued` before."""
 
     text: str
     finish_reason: FinishReason
@@ -345,6 +347,7 @@ class GenerateResult(Struct, kw_only=True, omit_defaults=True, tag="generated"):
     tool_calls: list[ToolCall] = []
     first_token: float = 0.0
     elapsed: float = 0.0
+    queued: float = 0.0
 
 
 class SpeechResult(Struct, kw_only=True, omit_defaults=True, tag="spoken"):
@@ -355,6 +358,7 @@ class SpeechResult(Struct, kw_only=True, omit_defaults=True, tag="spoken"):
     usage: Usage = Usage()
     first_token: float = 0.0
     elapsed: float = 0.0
+    queued: float = 0.0
 
 
 class ImageResult(Struct, kw_only=True, omit_defaults=True, tag="drawn"):

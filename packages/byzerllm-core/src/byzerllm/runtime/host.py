@@ -157,10 +157,11 @@ class Counters:
 
 
 class Meter:
-    """Times and counts one answer."""
+    """Times and counts one answer, which waited `queued` seconds for its turn."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, queued: float = 0.0) -> None:
         self._counters = counters
+        self._queued = queued
         self._start = time.monotonic()
         self._first = 0.0
         self._tokens = 0
@@ -183,6 +184,7 @@ class Meter:
         self._last = chunk
         chunk.first_token = self._first
         chunk.elapsed = self.seconds()
+        chunk.queued = self._queued
         if chunk.usage is not None:
             counters.prompt_tokens += chunk.usage.prompt_tokens
             counters.generated_tokens += chunk.usage.completion_tokens - self._tokens
@@ -311,8 +313,9 @@ class Host:
         """Chunks as the backend makes them; the last one has its times filled in."""
         if isinstance(request, GenerateRequest):
             self._check(request)
+        asked = time.monotonic()
         entered = await self._enter()
-        meter = Meter(self.counters)
+        meter = Meter(self.counters, time.monotonic() - asked)
         texts: list[str] = []
         begun = False
         try:
@@ -339,8 +342,9 @@ class Host:
 
     async def _generate_whole(self, request: GenerateRequest) -> GenerateResult:
         self._check(request)
+        asked = time.monotonic()
         entered = await self._enter()
-        meter = Meter(self.counters)
+        meter = Meter(self.counters, time.monotonic() - asked)
         texts: list[str] = []
         reasoning: list[str] = []
         token_ids: list[int] = []
@@ -372,6 +376,7 @@ class Host:
             tool_calls=tool_calls,
             first_token=last.first_token,
             elapsed=last.elapsed,
+            queued=last.queued,
         )
 
     async def _speak_whole(self, request: SpeechRequest) -> SpeechResult:
@@ -388,6 +393,7 @@ class Host:
             usage=last.usage or Usage(),
             first_token=last.first_token,
             elapsed=last.elapsed,
+            queued=last.queued,
         )
 
     async def _admitted(self, method: Callable[[Any], Any], request: Request) -> Result:
