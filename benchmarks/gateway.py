@@ -37,6 +37,7 @@ from rich.table import Table
 MODEL = "bench-gateway"
 QUESTION = "Say something about the sea. " * 4
 FLIGHT = 32
+ON_RAY = "byzerllm on Ray"
 START_SECONDS = 120
 BIN = Path(sys.executable).parent
 
@@ -129,7 +130,9 @@ async def load(gateway: Gateway, callers: int, calls: int, *, stream: bool) -> d
     }
 
 
-async def measure(gateways: list[Gateway], rounds: int) -> None:
+async def measure(gateways: list[Gateway], rounds: int) -> list[float]:
+    """Fills the gateways' figures; returns p50 ms of a bare actor call in each round."""
+    bare: list[float] = []
     for gateway in gateways:
         await load(gateway, 4, 40, stream=False)
         await load(gateway, 4, 8, stream=True)
@@ -144,6 +147,32 @@ async def measure(gateways: list[Gateway], rounds: int) -> None:
             streams = await load(gateway, FLIGHT, gateway.calls // 4, stream=True)
             gateway.note(f"{CHUNKS}-chunk streams: streams/s", streams["rate"])
             gateway.note(f"{CHUNKS}-chunk streams: CPU ms each", streams["cpu"])
+            if gateway.name == ON_RAY:
+                bare.append(await asyncio.to_thread(bare_actor_call, 200))
+    return bare
+
+
+_actor: Any = None
+
+
+def bare_actor_call(calls: int) -> float:
+    """p50 ms of calls of an actor that does nothing."""
+    global _actor
+    import ray
+
+    class Bare:
+        async def call(self, text: str) -> str:
+            return text
+
+    if _actor is None:
+        _actor = ray.remote(num_cpus=0, max_concurrency=100)(Bare).remote()
+        ray.get(_actor.call.remote(QUESTION))
+    seconds = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        ray.get(_actor.call.remote(QUESTION))
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) * 1e3
 
 
 # The gateways.
@@ -228,7 +257,7 @@ def ours_on_ray(url: str, folder: Path) -> Iterator[Gateway]:
             ray.get_runtime_context().gcs_address,
         ]
         with running([*command, "--port", str(port)], port, folder) as process:
-            yield Gateway("byzerllm on Ray", port, [process, worker], 3200)
+            yield Gateway(ON_RAY, port, [process, worker], 3200)
         llm.undeploy(MODEL, force=True)
     finally:
         ray.shutdown()
@@ -285,8 +314,15 @@ def main() -> None:
             gateways.append(stack.enter_context(litellm(given.litellm, url, folder)))
         else:
             print("no LiteLLM here (--litellm): its rows are missing")
-        asyncio.run(measure(gateways, given.rounds))
+        bare = asyncio.run(measure(gateways, given.rounds))
         show(gateways)
+        if bare:
+            lone = next(g for g in gateways if g.name == ON_RAY).figures["one in flight: p50 ms"]
+            added = statistics.median(a - b for a, b in zip(lone, bare, strict=True))
+            print(
+                f"one in flight on Ray: a bare actor call {statistics.median(bare):.2f} ms, the "
+                f"server adds {added:.2f} ms (goal: at most 4)"
+            )
 
 
 if __name__ == "__main__":
