@@ -120,8 +120,8 @@ def _own_seconds(call: Call) -> float:
     """What the gateway itself took so far: for a stream until the request went to the model, else
     all but the model's own time."""
     if call.stream:
-        return call.sent - call.started
-    return max(0.0, time.perf_counter() - call.started - call.model_seconds)
+        return call.sent - call.started - call.body_seconds
+    return call.own_seconds(time.perf_counter() - call.started)
 
 
 def call_of(scope: Scope) -> Call:

@@ -128,6 +128,13 @@ def problem_of(error: BaseException) -> Problem:
     )
 
 
+def error_name(error: BaseException) -> str:
+    """The error in log and metrics: its class, and the code of what was refused here."""
+    if isinstance(error, HTTPError):
+        return error.code or "invalid_request"
+    return type(error).__name__
+
+
 def error_body(problem: Problem, dialect: Dialect, request_id: str) -> bytes:
     """The JSON of an error."""
     if dialect == "anthropic":
@@ -154,7 +161,7 @@ def error_body(problem: Problem, dialect: Dialect, request_id: str) -> bytes:
 def error_response(error: BaseException, call: Call) -> Response:
     """The answer to a request that failed; notes the error in `call`."""
     problem = problem_of(error)
-    call.error = call.error or type(error).__name__
+    call.error = call.error or error_name(error)
     headers = dict(problem.headers)
     if problem.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(problem.retry_after)))
@@ -164,7 +171,7 @@ def error_response(error: BaseException, call: Call) -> Response:
 
 def error_event(error: BaseException, call: Call) -> bytes:
     """The last event of a stream that failed."""
-    call.error = call.error or type(error).__name__
+    call.error = call.error or error_name(error)
     body = error_body(problem_of(error), call.dialect, call.id)
     name = b"event: error\n" if call.dialect == "anthropic" else b""
     return name + b"data: " + body + b"\n\n"

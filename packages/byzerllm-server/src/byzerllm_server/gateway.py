@@ -19,7 +19,7 @@ from byzerllm.requests import (
     StreamRequest,
     Usage,
 )
-from byzerllm_server.calls import Call
+from byzerllm_server.calls import CURRENT, Call
 from byzerllm_server.catalog import Catalog
 from byzerllm_server.errors import HTTPError
 
@@ -45,6 +45,7 @@ class Gateway:
             HTTPError: the caller may not use it.
         """
         call.asked = name
+        CURRENT.set(call)
         if not call.may_use(name):
             allowed = listed(call.principal.models or ())
             raise HTTPError(
@@ -62,12 +63,13 @@ class Gateway:
 
     async def send(self, call: Call, request: Request) -> Result:
         """One request to the call's model, and its result."""
-        call.sent = call.sent or time.perf_counter()
+        began = time.perf_counter()
+        call.sent = call.sent or began
         fell_back = functools.partial(self._fell_back, call)
         result = await self.client.async_send(
             request, call.model, timeout=self.timeout, on_fallback=fell_back
         )
-        self.note(call, result)
+        self.note(call, result, time.perf_counter() - began)
         return result
 
     async def stream(self, call: Call, request: StreamRequest) -> AsyncIterator[GenerateChunk]:
@@ -89,18 +91,31 @@ class Gateway:
         """What is deployed, as `ByzerLLM.models`."""
         return await asyncio.to_thread(self.client.models)
 
-    def note(self, call: Call, ended: Any) -> None:
-        """Put the tokens and the time of a result, or of a stream's last chunk, into `call`."""
-        call.first = call.first or time.perf_counter()
-        call.model_seconds = max(call.model_seconds, getattr(ended, "elapsed", 0.0))
+    def note(self, call: Call, ended: Any, seconds: float = 0.0) -> None:
+        """Put the tokens and the time of a result, or of a stream's last chunk, into `call`;
+        `seconds` stand for the time of results that have none."""
+        call.answered = time.perf_counter()
+        call.first = call.first or call.answered
+        elapsed: float = getattr(ended, "elapsed", 0.0)
+        taken = elapsed + getattr(ended, "queued", 0.0) if elapsed else seconds
+        call.model_seconds = max(call.model_seconds, taken)
         usage: Usage | None = getattr(ended, "usage", None)
-        if usage is not None:
-            before = call.usage or Usage()
-            call.usage = Usage(
-                prompt_tokens=before.prompt_tokens + usage.prompt_tokens,
-                completion_tokens=before.completion_tokens + usage.completion_tokens,
+        if usage is None:
+            return
+        before = call.usage or Usage()
+        call.usage = Usage(
+            prompt_tokens=before.prompt_tokens + usage.prompt_tokens,
+            completion_tokens=before.completion_tokens + usage.completion_tokens,
+        )
+        first_token: float = getattr(ended, "first_token", 0.0)
+        if first_token and usage.completion_tokens > 1:
+            waited, tokens = call.decoding
+            call.decoding = (
+                waited + elapsed - first_token,
+                tokens + usage.completion_tokens - 1,
             )
 
     def _fell_back(self, call: Call, failed: str, asked: str, error: ByzerLLMError) -> None:
         call.fallbacks += 1
+        call.stood_in += ((failed, asked),)
         call.model = asked

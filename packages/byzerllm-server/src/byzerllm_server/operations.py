@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,7 @@ class Endpoint:
                 f"the body must be JSON, with the header content-type: {JSON} (got {kind!r})",
                 code="unsupported_media_type",
             )
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(settings.body_timeout):
                 data = await read_body(context.scope, receive, settings.max_body_bytes)
@@ -174,6 +176,7 @@ class Endpoint:
                 code="timeout",
                 headers={"connection": "close"},
             ) from None
+        context.call.body_seconds = time.perf_counter() - began
         context.raw = _json_object(data)
         body = _converted(context.raw, operation.body)
         unknown = context.raw.keys() - self._fields
