@@ -632,6 +632,46 @@ def test_embeddings(llm: ByzerLLM) -> None:
             llm.emb(None, wrong)  # type: ignore[arg-type]
 
 
+def test_embeddings_of_a_length_that_the_model_lacks(llm: ByzerLLM) -> None:
+    assert llm.emb(None, ["abc"], dimensions=2).output == [3.0, 0.0]
+    with pytest.raises(CapabilityError, match="vectors of 2 numbers, none of 5"):
+        llm.emb(None, ["abc"], dimensions=5)
+    with pytest.raises(ParameterError, match="unknown parameter 'colour'"):
+        llm.emb(None, ["abc"], colour="red")
+
+
+PAIR = ["what is a panda", "A panda is a bear"]
+FAR = ["what is a panda", "hi"]
+
+
+def test_rerank_one_pair(llm: ByzerLLM) -> None:
+    found = llm.emb_rerank("echo-1", sentence_pairs=PAIR)
+    assert found[0].output == found.output == [PAIR, 0.75]
+    assert (found[0].input, len(found)) == (PAIR, 1)
+    assert found.metadata.input_tokens_count == 9
+    assert (found.metadata.model, bool(found.metadata.request_id)) == ("echo-1", True)
+
+
+def test_rerank_many_pairs(llm: ByzerLLM) -> None:
+    (answer,) = llm.emb_rerank(sentence_pairs=[FAR, PAIR])
+    assert answer.output == [[PAIR, 0.75], [FAR, 0.0]]
+    assert llm.emb_rerank(sentence_pairs=[PAIR])[0].output == [[PAIR, 0.75]]
+
+
+def test_rerank_model_of_calls_that_name_none(llm: ByzerLLM) -> None:
+    llm.setup_default_model_name("nobody")
+    llm.setup_default_emb_model_name("echo-1")
+    assert llm.emb_rerank(sentence_pairs=PAIR).output[1] == 0.75
+    llm.setup_default_emb_model_name("nobody").setup_default_re_rank_model_name("echo-1")
+    assert llm.emb_rerank(sentence_pairs=PAIR).output[1] == 0.75
+
+
+@pytest.mark.parametrize("wrong", [[], "ab", ["a"], ["a", "b", "c"], [["a"]], [["a", 1]], [1]])
+def test_rerank_of_what_is_no_pair(llm: ByzerLLM, wrong: Any) -> None:
+    with pytest.raises(ParameterError, match="sentence_pairs"):
+        llm.emb_rerank(sentence_pairs=wrong)
+
+
 def test_tokenizer_and_chat_template(llm: ByzerLLM) -> None:
     assert llm.tokenize("echo-1", "ab") == llm.tokenize(None, "ab") == [97, 98]
     messages = [{"role": "user", "content": "hi"}]

@@ -148,12 +148,14 @@ class LlamaCppBackend(Backend):
         """One vector per text, pooled as the model says (else the mean), not normalised.
 
         Raises:
-            ParameterError: no texts, or an empty one.
+            ParameterError: no texts, an empty one, or an extra parameter.
             ContextLengthError: a text that is too long; it is never cut.
         """
         self._check_open()
         if not request.texts:
             raise ParameterError("no texts to embed; give at least one")
+        if request.extra:
+            raise ParameterError.unknown(min(request.extra), (), where="embedding with llama.cpp")
         vectors, tokens = await asyncio.to_thread(self._embedder.embed, request.texts)
         return EmbedResult(vectors=vectors, usage=Usage(prompt_tokens=tokens))
 

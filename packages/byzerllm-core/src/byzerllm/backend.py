@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         ImageRequest,
         ImageResult,
         ModelMeta,
+        RerankRequest,
+        RerankResult,
         SpeechRequest,
         TranscribeRequest,
         TranscribeResult,
@@ -46,6 +48,7 @@ Capability = Literal[
     "chat",
     "completion",
     "embedding",
+    "rerank",
     "tokenize",
     "chat_template",
     "logprobs",
@@ -317,6 +320,10 @@ class Backend(abc.ABC):
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """One vector per text."""
         raise self._lacks("embedding")
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        """One raw score per pair of a query and a document."""
+        raise self._lacks("rerank")
 
     def speak(self, request: SpeechRequest) -> AsyncIterator[GenerateChunk]:
         """Speak a text: chunks of `audio`; the last one has `finish_reason` `stop`."""

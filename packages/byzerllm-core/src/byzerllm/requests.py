@@ -17,13 +17,14 @@ from msgspec import Meta, Struct
 from byzerllm.errors import ParameterError
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
-Task = Literal["chat", "embedding", "speech", "image", "transcription"]
+Task = Literal["chat", "embedding", "rerank", "speech", "image", "transcription"]
 RequestKind = Literal[
     "chat",
     "speech",
     "image",
     "transcription",
     "embedding",
+    "rerank",
     "tokenizer",
     "apply_chat_template",
     "meta",
@@ -224,11 +225,32 @@ class TranscribeRequest(Struct, kw_only=True, omit_defaults=True, tag="transcrib
 
 
 class EmbedRequest(Struct, kw_only=True, omit_defaults=True, tag="embed"):
-    """Texts to turn into vectors."""
+    """Texts to turn into vectors.
+
+    Attributes:
+        dimensions: how many numbers each vector shall have; None is the model's own. A model that
+            has no vectors of this length refuses.
+    """
 
     id: str
     texts: list[str]
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
     extra: dict[str, Any] = {}
+
+
+class RerankRequest(Struct, kw_only=True, omit_defaults=True, tag="rerank"):
+    """How much texts have to do with each other: `pairs` of a query and a document, or one `query`
+    and its `documents`; exactly one of the two is set."""
+
+    id: str
+    pairs: list[tuple[str, str]] = []
+    query: str = ""
+    documents: list[str] = []
+    extra: dict[str, Any] = {}
+
+    def all_pairs(self) -> list[tuple[str, str]]:
+        """The pairs, whichever way they were given."""
+        return self.pairs or [(self.query, document) for document in self.documents]
 
 
 class TokenizeRequest(Struct, kw_only=True, omit_defaults=True, tag="tokenize"):
@@ -257,6 +279,7 @@ Request = (
     | ImageRequest
     | TranscribeRequest
     | EmbedRequest
+    | RerankRequest
     | TokenizeRequest
     | ApplyTemplateRequest
     | MetaRequest
@@ -387,6 +410,13 @@ class EmbedResult(Struct, kw_only=True, omit_defaults=True, tag="embedded"):
     usage: Usage = Usage()
 
 
+class RerankResult(Struct, kw_only=True, omit_defaults=True, tag="reranked"):
+    """One score per pair, in their order: the model's raw logits, the higher the closer."""
+
+    scores: list[float]
+    usage: Usage = Usage()
+
+
 class TokenizeResult(Struct, kw_only=True, omit_defaults=True, tag="tokenized"):
     token_ids: list[int]
 
@@ -425,6 +455,7 @@ Result = (
     | ImageResult
     | TranscribeResult
     | EmbedResult
+    | RerankResult
     | TokenizeResult
     | ApplyTemplateResult
     | ModelMeta

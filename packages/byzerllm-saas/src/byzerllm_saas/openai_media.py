@@ -72,6 +72,8 @@ class OpenAIVectors(OpenAIChat):
         body: dict[str, Any] = {"model": self.model, "input": texts}
         if self.dialect.base64_vectors:
             body["encoding_format"] = "base64"
+        if request.dimensions is not None:
+            body["dimensions"] = request.dimensions
         body.update(request.extra)
         async with self.turn("embedding", request) as turn:
             answer = await self.http.send(

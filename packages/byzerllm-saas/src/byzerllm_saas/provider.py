@@ -235,6 +235,16 @@ class Provider(Backend):
             vectors=[vector for result in results for vector in result.vectors], usage=usage
         )
 
+    def no_dimensions(self, request: EmbedRequest) -> None:
+        """For vendors whose call cannot ask for vectors of another length. Raises
+        CapabilityError."""
+        if request.dimensions is not None:
+            raise CapabilityError(
+                f"{self.spec.name} has vectors of one length for each model; leave dimensions out",
+                parameter="dimensions",
+                vendor=self.spec.name,
+            )
+
     # The rest of the interface.
 
     async def meta(self) -> ModelMeta:

@@ -91,6 +91,7 @@ class BedrockTests(ProviderTests):
 class TestBedrockClaude(BedrockTests):
     model_name = CLAUDE
     embedding_model = "amazon.titan-embed-text-v2:0"
+    embedding_dimensions = 256
     has: ClassVar = frozenset(
         {
             "check",

@@ -19,6 +19,7 @@ class TestAzureOpenAI(ProviderTests):
     vendor_class = AzureOpenAIVendor
     provider = "azure_openai"
     embedding_model = "text-embedding-3-small"
+    embedding_dimensions = 4
     has: ClassVar = frozenset(
         {
             "check",

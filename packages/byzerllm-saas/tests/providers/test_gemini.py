@@ -39,6 +39,7 @@ class TestGemini(ProviderTests):
     vendor_class = GeminiVendor
     provider = "gemini"
     embedding_model = "gemini-embedding-001"
+    embedding_dimensions = 4
     has: ClassVar = frozenset(
         {
             "check",

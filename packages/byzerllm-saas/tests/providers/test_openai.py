@@ -37,6 +37,7 @@ class TestOpenAI(ProviderTests):
     vendor_class = OpenAIVendor
     provider = "openai"
     embedding_model = "text-embedding-3-small"
+    embedding_dimensions = 4
     has: ClassVar = frozenset(
         {
             "check",

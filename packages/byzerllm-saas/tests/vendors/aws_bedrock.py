@@ -334,4 +334,7 @@ class BedrockVendor(Vendor):
     async def embed(self, request: web.Request, body: TitanBody) -> web.StreamResponse:
         text = body.input_text
         count = len(text.split())
-        return await self.whole(request, {"embedding": vector(text), "inputTextTokenCount": count})
+        numbers = vector(text)
+        if body.dimensions:
+            numbers *= body.dimensions // len(numbers)
+        return await self.whole(request, {"embedding": numbers, "inputTextTokenCount": count})

@@ -409,7 +409,10 @@ class GeminiVendor(Vendor):
         texts = [_text(one.content) for one in body.requests]
         tokens = sum(len(text.split()) for text in texts)
         whole = {
-            "embeddings": [{"values": vector(text)} for text in texts],
+            "embeddings": [
+                {"values": vector(text)[: one.output_dimensionality]}
+                for text, one in zip(texts, body.requests, strict=True)
+            ],
             "usageMetadata": {"promptTokenCount": tokens},
         }
         return await self.whole(request, whole)

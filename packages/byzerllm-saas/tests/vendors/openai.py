@@ -465,11 +465,15 @@ class OpenAIVendor(Vendor):
         self.check_json(request)
         body = self.decode(await request.read(), EmbeddingBody)
         self.check_model(body.model)
+        flexible = body.model.startswith("text-embedding-3")
+        if body.dimensions is not None:
+            self.expect(flexible, "This model does not support specifying dimensions.")
+            self.expect(0 < body.dimensions <= 8, "dimensions must be between 1 and 8")
         data = []
         for index, text in enumerate(body.input):
-            numbers: Any = vector(text)
+            numbers: Any = vector(text)[: body.dimensions]
             if body.encoding_format == "base64":
-                numbers = base64.b64encode(struct.pack("<8f", *numbers)).decode()
+                numbers = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
             data.append({"object": "embedding", "index": index, "embedding": numbers})
         tokens = sum(len(text.split()) for text in body.input)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}

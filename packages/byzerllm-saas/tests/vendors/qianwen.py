@@ -85,6 +85,7 @@ class Texts(Strict):
 
 class EmbeddingParameters(Strict):
     text_type: Literal["query", "document"] = "document"
+    dimension: int | None = None
 
 
 class EmbeddingBody(Strict):
@@ -282,10 +283,13 @@ class QianwenVendor(Vendor):
         body = self.decode(await request.read(), EmbeddingBody)
         self.check_model(body.model)
         texts = body.input.texts
+        flexible = body.model in ("text-embedding-v3", "text-embedding-v4")
+        self.expect(flexible or body.parameters.dimension is None, "dimension is not supported")
         limit = self.batches.get(body.model, 10)
         self.expect(len(texts) <= limit, f"batch size is invalid, it should not be over {limit}")
         vectors = [
-            {"text_index": index, "embedding": vector(text)} for index, text in enumerate(texts)
+            {"text_index": index, "embedding": vector(text)[: body.parameters.dimension]}
+            for index, text in enumerate(texts)
         ]
         tokens = sum(len(text.split()) for text in texts)
         # The order is the indexes' business.

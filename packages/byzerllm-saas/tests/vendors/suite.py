@@ -232,12 +232,14 @@ class ProviderTests:
         provider: what follows `saas/`.
         has: the `CELLS` that the vendor offers; the tests of others are not collected.
         embedding_model: for the cell `embeddings`.
+        embedding_dimensions: another length of its vectors; 0 where it has one length alone.
     """
 
     vendor_class: ClassVar[type[Vendor]]
     provider: ClassVar[str]
     has: ClassVar[frozenset[str]] = frozenset({"check", "stream", "usage"})
     embedding_model: ClassVar[str] = ""
+    embedding_dimensions: ClassVar[int] = 0
 
     def params(self, vendor: Vendor) -> dict[str, Any]:
         """`infer_params` of a deployment at the local server."""
@@ -448,6 +450,22 @@ class ProviderTests:
             with pytest.raises(CapabilityError, match=self.embedding_model):
                 model.chat()
         finally:
+            model.close()
+
+    @cell("embeddings")
+    def test_embeddings_of_another_length(self, vendor: Vendor) -> None:
+        """Honoured, or refused; never ignored."""
+        wanted = self.embedding_dimensions
+        model = Model(self.provider, self.embedding_params(vendor))
+        try:
+            if wanted:
+                result = model.ask(EmbedRequest(id="e", texts=["a", "b"], dimensions=wanted))
+                assert {len(vector) for vector in result.vectors} == {wanted}
+            else:
+                with pytest.raises((CapabilityError, BadRequestError)):
+                    model.ask(EmbedRequest(id="e", texts=["a"], dimensions=4))
+        finally:
+            vendor.complaints.clear()
             model.close()
 
     # Errors.

@@ -228,11 +228,14 @@ class ZhipuVendor(Vendor):
         body = self.decode(await request.read(), EmbeddingBody)
         self.check_model(body.model)
         texts = [body.input] if isinstance(body.input, str) else body.input
+        # The older one takes the field and makes vectors of its one length.
+        if body.model == "embedding-2":
+            body.dimensions = None
         self.expect(0 < len(texts) <= 64, "input 数组最大不得超过 64 条")
         self.expect(all(len(text.split()) <= 512 for text in texts), "input", "too_long")
         tokens = sum(len(text.split()) for text in texts)
         data = [
-            {"object": "embedding", "index": index, "embedding": vector(text)}
+            {"object": "embedding", "index": index, "embedding": vector(text)[: body.dimensions]}
             for index, text in enumerate(texts)
         ]
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}

@@ -45,6 +45,8 @@ from byzerllm.requests import (
     ModelMeta,
     Request,
     RequestKind,
+    RerankRequest,
+    RerankResult,
     Result,
     SamplingParams,
     SpeechResult,
@@ -650,12 +652,25 @@ class ByzerLLM:
     # Embeddings and the tokenizer.
 
     def emb(
-        self, model: str | None, request: LLMRequest | Sequence[str], **extra: Any
+        self,
+        model: str | None,
+        request: LLMRequest | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        **extra: Any,
     ) -> Embeddings:
-        """One vector per text."""
+        """One vector per text.
+
+        Args:
+            dimensions: numbers per vector, on models that have vectors of several lengths.
+            extra: parameters that only the model's vendor knows.
+
+        Raises:
+            CapabilityError: the model has no vectors of so many dimensions.
+        """
         texts = _texts(request)
         name = self._model(model or self._settings.default_emb_model_name)
-        embed = EmbedRequest(id=new_request_id(), texts=texts, extra=extra)
+        embed = EmbedRequest(id=new_request_id(), texts=texts, dimensions=dimensions, extra=extra)
         result = self._call(name, embed)
         assert isinstance(result, EmbedResult)
         metadata = Metadata(
@@ -669,6 +684,40 @@ class ByzerLLM:
     def emb_query(self, text: str, model: str | None = None) -> Embeddings:
         """The vector of one text."""
         return self.emb(model, [text])
+
+    def emb_rerank(
+        self,
+        model: str | None = None,
+        sentence_pairs: Sequence[str] | Sequence[Sequence[str]] = (),
+        **extra: Any,
+    ) -> Embeddings:
+        """How much a passage has to do with a query, by a reranking model.
+
+        Args:
+            model: None is the default reranking model, else the default embedding model.
+            sentence_pairs: one pair `[query, passage]`, or a list of pairs.
+
+        Returns:
+            one response. Its `output` is `[pair, score]` for one pair; for a list of pairs it is
+            a list of these, the highest score first. Scores are the model's raw logits.
+        """
+        settings = self._settings
+        name = self._model(
+            model or settings.default_re_rank_model_name or settings.default_emb_model_name
+        )
+        pairs, single = _pairs(sentence_pairs)
+        request = RerankRequest(id=new_request_id(), pairs=pairs, extra=extra)
+        result = self._call(name, request)
+        assert isinstance(result, RerankResult)
+        ranked = sorted(
+            zip(result.scores, pairs, strict=True), key=lambda item: item[0], reverse=True
+        )
+        scored = [[list(pair), score] for score, pair in ranked]
+        metadata = Metadata(
+            request_id=request.id, model=name, input_tokens_count=result.usage.prompt_tokens
+        )
+        output = scored[0] if single else scored
+        return Embeddings([LLMResponse(output=output, input=sentence_pairs, metadata=metadata)])
 
     def tokenize(self, model: str | None, text: str) -> list[int]:
         """The token ids of a text."""
@@ -991,6 +1040,26 @@ def _texts(request: LLMRequest | Sequence[str]) -> list[str]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ParameterError("emb needs a text or a list of texts, at least one")
     return texts
+
+
+def _pairs(
+    given: Sequence[str] | Sequence[Sequence[str]],
+) -> tuple[list[tuple[str, str]], bool]:
+    """The pairs, and whether they were one that stood alone."""
+    single = not isinstance(given, str) and any(isinstance(item, str) for item in given)
+    listed: Sequence[Any] = [given] if single else given
+    pairs: list[tuple[str, str]] = []
+    for pair in listed:
+        texts = [] if isinstance(pair, str) or not isinstance(pair, Sequence) else list(pair)
+        if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+            raise ParameterError(
+                f"sentence_pairs takes a pair [query, passage] of texts or a list of pairs "
+                f"(got {pair!r})"
+            )
+        pairs.append((texts[0], texts[1]))
+    if not pairs:
+        raise ParameterError("sentence_pairs is empty; give at least one pair [query, passage]")
+    return pairs, single
 
 
 def _positive(name: str, n: int) -> int:

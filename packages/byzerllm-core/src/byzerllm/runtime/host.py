@@ -9,9 +9,9 @@ import asyncio
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from byzerllm.backend import Backend, BackendContext, BackendSpec
 from byzerllm.errors import (
     BackendError,
     ByzerLLMError,
+    CapabilityError,
     ModelLoadError,
     ModelSourceError,
     OverloadedError,
@@ -36,11 +37,14 @@ from byzerllm.requests import (
     ApplyTemplateRequest,
     ApplyTemplateResult,
     EmbedRequest,
+    EmbedResult,
     GenerateChunk,
     GenerateRequest,
     GenerateResult,
     ImageRequest,
     Request,
+    RerankRequest,
+    RerankResult,
     Result,
     SpeechRequest,
     SpeechResult,
@@ -58,6 +62,8 @@ from byzerllm.runtime.breaker import CircuitBreaker, Entered
 from byzerllm.runtime.deployment import DeploymentSpec, backend_of, redact, redact_data
 from byzerllm.sources import resolve_path
 
+Q = TypeVar("Q")
+A = TypeVar("A")
 # What of a vendor's failures breaks a stream that has begun; a refusal stays what it is.
 _BREAKS = (
     ProviderOverloadedError,
@@ -297,7 +303,9 @@ class Host:
         if isinstance(request, SpeechRequest):
             return await self._speak_whole(request)
         if isinstance(request, EmbedRequest):
-            return await self._admitted(self.backend.embed, request)
+            return await self._embed(request)
+        if isinstance(request, RerankRequest):
+            return await self._rerank(request)
         if isinstance(request, ImageRequest):
             return await self._admitted(self.backend.draw, request)
         if isinstance(request, TranscribeRequest):
@@ -396,11 +404,31 @@ class Host:
             queued=last.queued,
         )
 
-    async def _admitted(self, method: Callable[[Any], Any], request: Request) -> Result:
+    async def _embed(self, request: EmbedRequest) -> Result:
+        if not request.texts:
+            raise ParameterError("no texts to embed; give at least one", parameter="texts")
+        result = await self._admitted(self.backend.embed, request)
+        length = len(result.vectors[0])
+        if request.dimensions not in (None, length):
+            raise CapabilityError(
+                f"model {self.spec.model!r} makes vectors of {length} numbers, none of "
+                f"{request.dimensions}; leave dimensions out",
+                parameter="dimensions",
+            )
+        return result
+
+    async def _rerank(self, request: RerankRequest) -> Result:
+        if bool(request.pairs) == bool(request.documents):
+            raise ParameterError(
+                "give either pairs or a query with documents, at least one", parameter="documents"
+            )
+        return await self._admitted(self.backend.rerank, request)
+
+    async def _admitted(self, method: Callable[[Q], Awaitable[A]], request: Q) -> A:
         entered = await self._enter()
         start = time.monotonic()
         try:
-            result: Result = await method(request)
+            result = await method(request)
         except Exception as error:
             self._failed(entered, error)
             raise

@@ -163,6 +163,7 @@ _KINDS: dict[str, RequestKind] = {
     "ImageRequest": "image",
     "TranscribeRequest": "transcription",
     "EmbedRequest": "embedding",
+    "RerankRequest": "rerank",
     "TokenizeRequest": "tokenizer",
     "ApplyTemplateRequest": "apply_chat_template",
     "MetaRequest": "meta",

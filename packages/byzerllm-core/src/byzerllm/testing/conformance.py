@@ -41,6 +41,8 @@ from byzerllm.requests import (
     MetaRequest,
     ModelMeta,
     Request,
+    RerankRequest,
+    RerankResult,
     Result,
     SamplingParams,
     TokenizeRequest,
@@ -53,6 +55,7 @@ T = TypeVar("T")
 
 _METHODS: dict[Capability, str] = {
     "embedding": "embed",
+    "rerank": "rerank",
     "tokenize": "tokenize",
     "chat_template": "apply_chat_template",
 }
@@ -374,6 +377,26 @@ class BackendConformance:
         assert sizes != {0}
         assert all(math.isfinite(number) for vector in result.vectors for number in vector)
         assert result.vectors[0] != result.vectors[1]
+        huge = EmbedRequest(id=self._id(), texts=["one"], dimensions=1_234_567)
+        with pytest.raises(ByzerLLMError):
+            self.answer(huge)
+
+    def test_rerank(self) -> None:
+        near, far = "the capital of France is Paris", "a goat eats grass"
+        query = "capital of France"
+        request = RerankRequest(id=self._id(), query=query, documents=[far, near])
+        if "rerank" not in self.spec.capabilities:
+            self._lacks(request)
+            return
+        result = self.answer(request)
+        assert isinstance(result, RerankResult)
+        assert len(result.scores) == 2
+        assert all(math.isfinite(score) for score in result.scores)
+        assert result.scores[1] > result.scores[0], "the document that answers has the lower score"
+        pairs = RerankRequest(id=self._id(), pairs=[(query, far), (query, near)])
+        again = self.answer(pairs)
+        assert isinstance(again, RerankResult)
+        assert again.scores == pytest.approx(result.scores, abs=1e-3)
 
     def test_tokenize(self) -> None:
         request = TokenizeRequest(id=self._id(), text="Hello, world")

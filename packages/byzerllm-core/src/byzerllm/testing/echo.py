@@ -26,10 +26,13 @@ from byzerllm.requests import (
     GenerateChunk,
     GenerateRequest,
     ModelMeta,
+    RerankRequest,
+    RerankResult,
     Usage,
 )
 
 _WORD = re.compile(r"\s*\S+\s*$|\s*\S+")
+_BARE_WORD = re.compile(r"\w+")
 
 
 class EchoParameters(Parameters):
@@ -114,8 +117,19 @@ class EchoBackend(Backend):
         )
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
+        _nothing_else(request.extra)
         vectors = [[float(len(text)), float(text.count(" "))] for text in request.texts]
         return EmbedResult(vectors=vectors, usage=Usage(prompt_tokens=len(request.texts)))
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        """The share of the query's words that the document has."""
+        _nothing_else(request.extra)
+        pairs = request.all_pairs()
+        words = sum(len(text.split()) for pair in pairs for text in pair)
+        return RerankResult(
+            scores=[_share(query, document) for query, document in pairs],
+            usage=Usage(prompt_tokens=words),
+        )
 
     async def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
@@ -137,6 +151,17 @@ class EchoBackend(Backend):
         return text or "(empty)"
 
 
+def _nothing_else(extra: dict[str, Any]) -> None:
+    if extra:
+        raise ParameterError.unknown(min(extra), (), where="the echo backend")
+
+
+def _share(query: str, document: str) -> float:
+    asked = {word.lower() for word in _BARE_WORD.findall(query)}
+    found = {word.lower() for word in _BARE_WORD.findall(document)}
+    return len(asked & found) / len(asked) if asked else 0.0
+
+
 def _until(text: str, stops: list[str]) -> str:
     """What stands before the first of the stop texts."""
     ends = [text.find(stop) for stop in stops]
@@ -152,7 +177,7 @@ def register_backends(register: Callable[[BackendSpec], None]) -> None:
             parameters=EchoParameters,
             description="answers with what was said; for tests and benchmarks",
             capabilities=frozenset(
-                {"chat", "completion", "embedding", "tokenize", "chat_template"}
+                {"chat", "completion", "embedding", "rerank", "tokenize", "chat_template"}
             ),
             extra_parameters=frozenset({"echo_tag"}),
             default_concurrency=1000,

@@ -465,8 +465,11 @@ class Bedrock(Provider):
 
     async def _embed(self, texts: Sequence[str], request: EmbedRequest) -> EmbedResult:
         (text,) = texts
+        body = {"inputText": text, **request.extra}
+        if request.dimensions is not None:
+            body["dimensions"] = request.dimensions
         async with self.turn("embedding", request) as turn:
-            answer = await self._invoke(encode_json({"inputText": text, **request.extra}))
+            answer = await self._invoke(encode_json(body))
             found: _Vector = self.http.decode(answer.body, _Vector)
             usage = Usage(prompt_tokens=found.input_text_token_count)
             turn.used(usage)

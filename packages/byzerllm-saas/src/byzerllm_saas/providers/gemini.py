@@ -410,9 +410,11 @@ class Gemini(Provider):
         return found
 
     async def _embed(self, texts: Sequence[str], request: EmbedRequest) -> EmbedResult:
+        extra = dict(request.extra)
+        if request.dimensions is not None:
+            extra["outputDimensionality"] = request.dimensions
         asked = [
-            {"model": self.path, "content": {"parts": [{"text": text}]}, **request.extra}
-            for text in texts
+            {"model": self.path, "content": {"parts": [{"text": text}]}, **extra} for text in texts
         ]
         async with self.turn("embedding", request) as turn:
             answer = await self.http.send(

@@ -357,6 +357,7 @@ class MiniMax(Provider):
             raise self.errors.of_body(self.http.decode(answer.body), headers=answer.headers)
 
     async def _embed(self, texts: Sequence[str], request: EmbedRequest) -> EmbedResult:
+        self.no_dimensions(request)
         body = {"model": self.model, "texts": texts, "type": "db", **request.extra}
         async with self.turn("embedding", request) as turn:
             answer = await self.http.send(

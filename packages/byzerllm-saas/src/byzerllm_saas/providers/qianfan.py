@@ -406,6 +406,7 @@ class Qianfan(OpenAIVectors):
         return found
 
     async def _embed_v1(self, texts: Sequence[str], request: EmbedRequest) -> EmbedResult:
+        self.no_dimensions(request)
         body = {"input": texts, **request.extra}
         async with self.turn("embedding", request) as turn:
 

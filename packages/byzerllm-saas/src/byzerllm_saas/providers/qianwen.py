@@ -97,7 +97,10 @@ class Qianwen(DashScopeChat):
         return await self.in_batches(request, _BATCHES.get(self.model, _BATCH), self._embed)
 
     async def _embed(self, texts: Sequence[str], request: EmbedRequest) -> EmbedResult:
-        body = {"model": self.model, "input": {"texts": texts}, "parameters": request.extra}
+        parameters = dict(request.extra)
+        if request.dimensions is not None:
+            parameters["dimension"] = request.dimensions
+        body = {"model": self.model, "input": {"texts": texts}, "parameters": parameters}
         url = self.url("services/embeddings/text-embedding/text-embedding")
         async with self.turn("embedding", request) as turn:
             answer = await self.http.send("POST", url, json=body, headers=self.headers(turn.key))
