@@ -10,11 +10,8 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from byzerllm.errors import CapabilityError
-from byzerllm.messages import normalise
 from byzerllm.requests import (
     GenerateChunk,
-    GenerateRequest,
     GenerateResult,
     ModelMeta,
     ToolCall,
@@ -23,13 +20,13 @@ from byzerllm.requests import (
 from byzerllm.requests import TokenLogprob as EngineLogprob
 from byzerllm.requests import Usage as EngineUsage
 from byzerllm_server.api.merging import merged
-from byzerllm_server.api.sampling import sampling_config, sampling_params
+from byzerllm_server.api.question import Question, keep_to_json
+from byzerllm_server.api.sampling import sampling_config
 from byzerllm_server.calls import Call, new_id
 from byzerllm_server.errors import HTTPError
 from byzerllm_server.events import EventStream
 from byzerllm_server.operations import Context, Operation
 from byzerllm_server.schemas import openai as schema
-from byzerllm_server.words import called_in_words
 
 encode = msgspec.json.encode
 DONE = b"data: [DONE]\n\n"
@@ -38,7 +35,7 @@ DONE = b"data: [DONE]\n\n"
 async def chat_completions(context: Context, body: schema.ChatCompletionRequest) -> Response:
     call = context.call
     context.server.gateway.open(call, body.model)
-    question = await Question.of(context, body)
+    question = await _question(context, body)
     if body.stream:
         call.stream = True
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -55,134 +52,51 @@ async def chat_completions(context: Context, body: schema.ChatCompletionRequest)
     return Response(encode(answer), media_type="application/json")
 
 
-class Question:
-    """A chat as the models are asked: one request for each of its `n` answers.
+async def _question(context: Context, body: schema.ChatCompletionRequest) -> Question:
+    """The question of a chat completion.
 
-    Args:
-        messages: as the caller sent them.
-        config: sampling parameters by the client's names.
-        tools: function schemas in OpenAI's shape; None of them natively known to the model are
-            asked for in words.
+    Raises:
+        HTTPError, ByzerLLMError: it cannot be asked of this model.
     """
-
-    def __init__(
-        self,
-        context: Context,
-        meta: ModelMeta,
-        messages: Sequence[dict[str, Any]],
-        config: dict[str, Any],
-        *,
-        n: int = 1,
-        tools: Sequence[dict[str, Any]] = (),
-        tool_choice: Any = None,
-    ) -> None:
-        if meta.task != "chat":
-            raise CapabilityError(
-                f"model {context.call.asked!r} does {meta.task}, not chat", parameter="model"
-            )
-        self._context = context
-        self.call = context.call
-        self.n = n
-        self._messages = normalise(messages)
-        self._config = config
-        self._tools = list(tools) if tool_choice != "none" else []
-        self._tool_choice = tool_choice
-        self._in_words = bool(self._tools) and not meta.tools
-        # Checked here, so that a stream with a wrong value is refused with its own status.
-        sampling_params(config)
-
-    @classmethod
-    async def of(cls, context: Context, body: schema.ChatCompletionRequest) -> Question:
-        """The question of a chat completion.
-
-        Raises:
-            HTTPError, ByzerLLMError: it cannot be asked of this model.
-        """
-        meta = await context.server.gateway.meta(context.call)
-        config = sampling_config(body, context.extra)
-        if body.max_completion_tokens is not None:
-            config["max_tokens"] = body.max_completion_tokens
-        if body.logprobs:
-            config["logprobs"] = body.top_logprobs or 0
-        elif body.top_logprobs is not None:
-            raise HTTPError(400, "top_logprobs needs logprobs: true", parameter="top_logprobs")
-        for name in ("reasoning_effort", "chat_template_kwargs"):
-            if getattr(body, name) is not None:
-                config[name] = getattr(body, name)
-        _constrain(config, body.response_format, meta, body)
-        return cls(
-            context,
-            meta,
-            context.raw["messages"],
-            config,
-            n=body.n or 1,
-            tools=context.raw.get("tools") or (),
-            tool_choice=context.raw.get("tool_choice"),
-        )
-
-    async def answer(self, index: int = 0) -> GenerateResult:
-        """The whole answer number `index`."""
-        if self._in_words:
-            return await self._ask_in_words(index)
-        result = await self._context.server.gateway.send(self.call, self._request(index, False))
-        assert isinstance(result, GenerateResult)
-        return result
-
-    async def chunks(self, index: int = 0) -> AsyncIterator[GenerateChunk]:
-        """The pieces of answer number `index`."""
-        if self._in_words:
-            yield _as_chunk(await self._ask_in_words(index))
-            return
-        gateway = self._context.server.gateway
-        async for chunk in gateway.stream(self.call, self._request(index, True)):
-            yield chunk
-
-    def _request(self, index: int, stream: bool) -> GenerateRequest:
-        return GenerateRequest(
-            id=f"{self.call.id}-{index}" if index else self.call.id,
-            messages=self._messages,
-            sampling=sampling_params(self._config, index),
-            tools=self._tools,
-            tool_choice=self._tool_choice if self._tools else None,
-            stream=stream,
-        )
-
-    async def _ask_in_words(self, index: int) -> GenerateResult:
-        return await called_in_words(
-            self._context.server.gateway,
-            self.call,
-            self._messages,
-            self._config,
-            tools=self._tools,
-            tool_choice=self._tool_choice,
-            index=index,
-        )
+    meta = await context.server.gateway.meta(context.call)
+    config = sampling_config(body, context.extra)
+    if body.max_completion_tokens is not None:
+        config["max_tokens"] = body.max_completion_tokens
+    if body.logprobs:
+        config["logprobs"] = body.top_logprobs or 0
+    elif body.top_logprobs is not None:
+        raise HTTPError(400, "top_logprobs needs logprobs: true", parameter="top_logprobs")
+    for name in ("reasoning_effort", "chat_template_kwargs"):
+        if getattr(body, name) is not None:
+            config[name] = getattr(body, name)
+    _constrain(config, body.response_format, meta)
+    return Question(
+        context,
+        meta,
+        context.raw["messages"],
+        config,
+        n=body.n or 1,
+        tools=context.raw.get("tools") or (),
+        tool_choice=context.raw.get("tool_choice"),
+        parallel=body.parallel_tool_calls is not False,
+    )
 
 
 def _constrain(
-    config: dict[str, Any],
-    wanted: schema.ResponseFormat | None,
-    meta: ModelMeta,
-    body: schema.ChatCompletionRequest,
+    config: dict[str, Any], wanted: schema.ResponseFormat | None, meta: ModelMeta
 ) -> None:
     if wanted is None or wanted.type == "text":
         return
-    if not meta.constrained:
-        raise CapabilityError(
-            f"model {body.model!r} cannot be kept to JSON; leave response_format out and ask for "
-            "JSON in words",
-            parameter="response_format",
-        )
-    if wanted.type == "json_object":
-        config["json_schema"] = {"type": "object"}
-        return
-    if wanted.json_schema is None:
-        raise HTTPError(
-            400,
-            "response_format.json_schema is missing: {'name': …, 'schema': {…}}",
-            parameter="response_format.json_schema",
-        )
-    config["json_schema"] = wanted.json_schema.schema
+    shape: dict[str, Any] = {"type": "object"}
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None:
+            raise HTTPError(
+                400,
+                "response_format.json_schema is missing: {'name': …, 'schema': {…}}",
+                parameter="response_format.json_schema",
+            )
+        shape = wanted.json_schema.schema
+    keep_to_json(config, shape, meta, parameter="response_format")
 
 
 class _Chunks:
@@ -314,19 +228,6 @@ def usage_of(usages: Sequence[EngineUsage]) -> schema.Usage:
 def shown_model(call: Call, asked: str) -> str:
     """The model's name in an answer: the caller's own, or that of the model that stood in."""
     return call.model if call.fallbacks else asked
-
-
-def _as_chunk(result: GenerateResult) -> GenerateChunk:
-    return GenerateChunk(
-        text=result.text,
-        reasoning=result.reasoning,
-        tool_calls=[
-            ToolCallDelta(index=index, id=call.id, name=call.name, arguments=call.arguments)
-            for index, call in enumerate(result.tool_calls)
-        ],
-        finish_reason=result.finish_reason,
-        usage=result.usage,
-    )
 
 
 OPERATIONS = [
