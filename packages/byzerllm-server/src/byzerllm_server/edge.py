@@ -108,6 +108,8 @@ class _Answer:
             self.status = message["status"]
             headers = message["headers"]
             headers.append((b"x-request-id", self._call.id.encode()))
+            if self._call.dialect == "anthropic":
+                headers.append((b"request-id", self._call.id.encode()))
             if self._call.sent:
                 own = f"{1000 * _own_seconds(self._call):.2f}"
                 headers.append((b"x-gateway-ms", own.encode()))

@@ -13,10 +13,14 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from byzerllm_server.calls import Call
+from byzerllm_server.calls import Call, Dialect
 from byzerllm_server.errors import error_event, error_response
 
-PING = b": ping\n\n"
+PINGS: dict[Dialect, bytes] = {
+    "openai": b": ping\n\n",
+    "anthropic": b'event: ping\ndata: {"type":"ping"}\n\n',
+}
+"""What is sent to a caller that waits, so that nobody between takes the connection for dead."""
 MOST_WAITING_BYTES = 1 << 20
 """A caller that reads so much slower than the model writes holds the model up."""
 _HEADERS = (
@@ -89,7 +93,7 @@ class EventStream(Response):
                 async with asyncio.timeout(self._ping_seconds):
                     await self._ready.wait()
             except TimeoutError:
-                return PING
+                return PINGS[self._call.dialect]
         if not self._waiting:
             return None
         data = b"".join(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
