@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -17,13 +18,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from byzerllm import ByzerLLM
 from byzerllm_server import openapi
-from byzerllm_server.api import chat, completions, embeddings, page, service
+from byzerllm_server.api import chat, completions, embeddings, metrics, page, service
 from byzerllm_server.auth import Gate, OneKeyGate, OpenGate
 from byzerllm_server.catalog import Catalog
 from byzerllm_server.edge import Edge, Observer, call_of
 from byzerllm_server.errors import HTTPError, error_response
 from byzerllm_server.figures import Figures
 from byzerllm_server.gateway import Gateway
+from byzerllm_server.metrics import Metrics
 from byzerllm_server.operations import Context, Endpoint, Operation
 from byzerllm_server.settings import ServerSettings
 
@@ -32,6 +34,7 @@ OPERATIONS: Sequence[Operation] = [
     *completions.OPERATIONS,
     *embeddings.OPERATIONS,
     *service.OPERATIONS,
+    *metrics.OPERATIONS,
     *page.OPERATIONS,
 ]
 
@@ -43,6 +46,7 @@ class Server:
         settings: what the server was told.
         gateway: the way to the models.
         figures: what the page shows of them.
+        metrics: what Prometheus is told.
         openapi: the document, as JSON.
         edge: the outermost layer of the application.
     """
@@ -57,7 +61,16 @@ class Server:
         self.gate: Gate = OneKeyGate(settings.api_key) if settings.api_key else OpenGate()
         self.figures = Figures(client)
         self.observers: list[Observer] = [self.figures.seen] if settings.page else []
-        self.openapi = openapi.document(OPERATIONS, keys=not isinstance(self.gate, OpenGate))
+        self.metrics = Metrics(
+            self.gateway,
+            folder=settings.metrics_folder,
+            own_workers=settings.runtime == "local",
+        )
+        self.observers.append(self.metrics)
+        self._operations = _operations(settings)
+        self.openapi = openapi.document(
+            self._operations, keys=not isinstance(self.gate, OpenGate)
+        )
         self.edge = Edge(
             self._routed(), max_requests=settings.max_requests, observers=self.observers
         )
@@ -72,13 +85,13 @@ class Server:
 
     async def close(self) -> None:
         """Give back what the server holds."""
+        await self.metrics.close()
 
     def _routed(self) -> ASGIApp:
         app: ASGIApp = Starlette(
             routes=[
                 Route(operation.path, Endpoint(operation, self), methods=[operation.method])
-                for operation in OPERATIONS
-                if self.settings.page or operation not in page.OPERATIONS
+                for operation in self._operations
             ],
             exception_handlers={404: _not_found, 405: _wrong_method},
         )
@@ -91,6 +104,17 @@ class Server:
                 expose_headers=["x-request-id", "x-gateway-ms", "retry-after"],
             )
         return app
+
+
+def _operations(settings: ServerSettings) -> list[Operation]:
+    """Those that a server of these settings has."""
+    return [
+        replace(operation, open=True)
+        if operation.name == "metrics" and settings.open_metrics
+        else operation
+        for operation in OPERATIONS
+        if settings.page or operation not in page.OPERATIONS
+    ]
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -112,6 +112,7 @@ class Endpoint:
         call = call_of(scope)
         call.operation = self._operation.name
         call.dialect = self._operation.dialect
+        self._server.metrics.entered(call)
         context = Context(self._server, call, scope)
         task = asyncio.current_task()
         assert task is not None

@@ -29,9 +29,14 @@ class ServerSettings:
             closing it.
         stop_timeout: streams that run may go on for so long when the server is told to stop.
         max_requests: requests at once, over all callers; more are refused with 503.
-        access_log: write a line of JSON for each request to the logger `byzerllm.access`.
+        access_log: the file that gets a line of JSON for each request; `-` is standard output,
+            `off` is none.
         page: serve the page at `/`.
         open_metrics: `/metrics` needs no key.
+        metrics_folder: where several processes add up their metrics, made by their parent; empty
+            where there is one.
+        otel_endpoint: where traces are sent by OTLP over HTTP; empty leaves it to OpenTelemetry's
+            own variables.
         processes: how many processes share the port.
     """
 
@@ -50,7 +55,9 @@ class ServerSettings:
     ping_seconds: float = 15.0
     stop_timeout: float = 60.0
     max_requests: int = 2000
-    access_log: bool = True
+    access_log: str = "off"
     page: bool = True
     open_metrics: bool = False
+    metrics_folder: str = ""
+    otel_endpoint: str = ""
     processes: int = 1
