@@ -68,9 +68,7 @@ class Server:
         )
         self.observers.append(self.metrics)
         self._operations = _operations(settings)
-        self.openapi = openapi.document(
-            self._operations, keys=not isinstance(self.gate, OpenGate)
-        )
+        self.openapi = openapi.document(self._operations, keys=not isinstance(self.gate, OpenGate))
         self.edge = Edge(
             self._routed(), max_requests=settings.max_requests, observers=self.observers
         )
