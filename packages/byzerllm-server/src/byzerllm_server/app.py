@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from byzerllm_server.metrics import Metrics
 from byzerllm_server.operations import Context, Endpoint, Operation
 from byzerllm_server.settings import ServerSettings
 
+STOP_SECONDS = 15.0
+"""What is given back at the end must be given back by then."""
 OPERATIONS: Sequence[Operation] = [
     *chat.OPERATIONS,
     *completions.OPERATIONS,
@@ -136,7 +138,11 @@ async def _wrong_method(request: Request, error: Exception) -> Response:
     return error_response(refusal, call_of(request.scope))
 
 
-def connect(settings: ServerSettings) -> ByzerLLM:
+Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[str, str], None]]]
+"""Given a model's name: what is called with a worker and its phase while the model loads."""
+
+
+def connect(settings: ServerSettings, progress: Progress | None = None) -> ByzerLLM:
     """The client of the runtime that is served; with `local` the models of the file are deployed
     in this process. Blocks; call it from a thread.
 
@@ -144,34 +150,69 @@ def connect(settings: ServerSettings) -> ByzerLLM:
         ByzerLLMError: no cluster, or a model that cannot be deployed.
     """
     if settings.runtime == "ray":
-        return ByzerLLM(url=settings.ray_address)
-    from byzerllm.cli.upfile import read_up_file
+        from byzerllm.runtime.cluster import connect_cluster
 
+        # What workers print may be what people asked, and is no business of the server's log.
+        connect_cluster(settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
+        return ByzerLLM()
+    from byzerllm.cli.upfile import read_up_file
+    from byzerllm.runtime.local import local_runtime
+
+    specs = read_up_file(Path(settings.config)).specs
+    local_runtime().processes = settings.processes
     client = ByzerLLM(runtime="local")
-    for spec in read_up_file(Path(settings.config)).specs.values():
-        client.deploy_spec(spec)
+    for spec in specs.values():
+        with progress(spec.model) if progress else contextlib.nullcontext() as report:
+            client.deploy_spec(spec, progress=report)
     return client
 
 
-class Application:
-    """The server as one ASGI application, started and stopped by the `lifespan` protocol.
+def disconnect(settings: ServerSettings) -> None:
+    """Give back what `connect` took: the models of this process, or the connection to Ray.
+    Blocks."""
+    if settings.runtime == "ray":
+        import ray
 
-    Picklable: worker processes and Ray Serve make their own.
+        ray.shutdown()
+        return
+    client = ByzerLLM(runtime="local")
+    for row in client.models():
+        client.undeploy(row["model"], force=True)
+
+
+class Application:
+    """The server as one ASGI application, started and stopped by `start` and `stop`, or by the
+    `lifespan` protocol.
+
+    Args:
+        progress: shows how models load.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, *, progress: Progress | None = None) -> None:
         self.settings = settings
         self.server: Server | None = None
-        self.failure: Exception | None = None
+        self._progress = progress
 
     async def start(self) -> Server:
         """Connect and deploy; the loop that runs here becomes the client's, too."""
         from byzerllm.runtime.background import adopt_running_loop
 
         adopt_running_loop()
-        client = await asyncio.to_thread(connect, self.settings)
+        client = await asyncio.to_thread(connect, self.settings, self._progress)
         self.server = Server(self.settings, client)
         return self.server
+
+    async def stop(self) -> None:
+        """Give back what `start` took; nothing may run any more."""
+        server, self.server = self.server, None
+        if server is None:
+            return
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await server.close()
+                await asyncio.to_thread(disconnect, self.settings)
+        except Exception:
+            Server.logger.exception("stopping: something was not given back")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -183,13 +224,11 @@ class Application:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            server = await self.start()
+            await self.start()
         except Exception as error:
-            self.failure = error
-            await send({"type": "lifespan.startup.failed", "message": ""})
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        with contextlib.suppress(Exception):
-            await server.close()
+        await self.stop()
         await send({"type": "lifespan.shutdown.complete"})

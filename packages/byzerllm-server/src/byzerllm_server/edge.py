@@ -16,7 +16,7 @@ from typing import Protocol
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from byzerllm_server.calls import Call, new_id
-from byzerllm_server.errors import HTTPError, error_response
+from byzerllm_server.errors import HTTPError, error_response, stopping
 
 logger = logging.getLogger("byzerllm.server")
 CALLER_LEFT = 499
@@ -48,6 +48,7 @@ class Edge:
         self._observers = observers
         self.running = 0
         self.closing = False
+        self._calls: dict[asyncio.Task[None], Call] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,6 +57,8 @@ class Edge:
         call = Call(id=_request_id(scope))
         scope["byzerllm.call"] = call
         answer = _Answer(send, call)
+        task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
+        self._calls[task] = call
         self.running += 1
         for observer in self._observers:
             observer.began(call)
@@ -66,8 +69,11 @@ class Edge:
                 return
             await self._app(scope, receive, answer)
         except asyncio.CancelledError:
-            if answer.status and not answer.complete:
-                call.error = call.error or "CancelledError"
+            if call.cut and not answer.status:
+                task.uncancel()
+                await error_response(stopping(), call)(scope, receive, answer)
+                return
+            call.error = call.error or "CancelledError"
             raise
         except Exception as error:
             logger.exception("request %s failed", call.id)
@@ -76,14 +82,21 @@ class Edge:
                 await error_response(error, call)(scope, receive, answer)
         finally:
             self.running -= 1
+            del self._calls[task]
             seconds = time.perf_counter() - call.started
             status = answer.status if answer.complete else CALLER_LEFT
             for observer in self._observers:
                 observer.ended(call, scope, status, seconds)
 
+    def cut_off(self) -> None:
+        """End what runs: streams with an event that says why, other requests with 503."""
+        for task, call in list(self._calls.items()):
+            call.cut = True
+            task.cancel()
+
     def _refusal(self) -> HTTPError | None:
         if self.closing:
-            return HTTPError(503, "the server is stopping; ask another one", code="stopping")
+            return stopping()
         if self.running > self._max_requests:
             return HTTPError(
                 503,

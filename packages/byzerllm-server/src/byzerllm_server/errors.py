@@ -46,6 +46,11 @@ class HTTPError(Exception):
         self.headers = headers or {}
 
 
+def stopping() -> HTTPError:
+    """The refusal of a server that was told to stop."""
+    return HTTPError(503, "the server is stopping; ask another one", code="stopping")
+
+
 @dataclass(frozen=True)
 class Problem:
     """An error as a caller shall see it."""

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from byzerllm_server.calls import Call, Dialect
-from byzerllm_server.errors import error_event, error_response
+from byzerllm_server.errors import error_event, error_response, stopping
 
 PINGS: dict[Dialect, bytes] = {
     "openai": b": ping\n\n",
@@ -79,6 +79,13 @@ class EventStream(Response):
                     break
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             last = b"" if self._failure is None else error_event(self._failure, self._call)
+            await send({"type": "http.response.body", "body": last})
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not (started and self._call.cut):
+                raise
+            task.uncancel()
+            last = b"".join(self._waiting) + error_event(stopping(), self._call)
             await send({"type": "http.response.body", "body": last})
         finally:
             if not pump.done():

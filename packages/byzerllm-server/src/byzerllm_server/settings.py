@@ -23,7 +23,8 @@ class ServerSettings:
             empty, only these are served.
         cors_origins: origins of pages that may call from a browser; `*` for all.
         max_body_bytes: longest request body.
-        body_timeout: a request's head and body must have come by then.
+        body_timeout: a request's head and body must have come by then, and a caller that reads
+            nothing of its answer for so long has left.
         request_timeout: a request must be answered by then.
         ping_seconds: a stream that is silent for so long gets a comment, which keeps proxies from
             closing it.
@@ -37,7 +38,9 @@ class ServerSettings:
             where there is one.
         otel_endpoint: where traces are sent by OTLP over HTTP; empty leaves it to OpenTelemetry's
             own variables.
-        processes: how many processes share the port.
+        processes: how many processes share the port. With `local` each has models of its own,
+            and its part of their vendors' limits.
+        ssl_certfile, ssl_keyfile: certificate and key in PEM, for HTTPS; empty for HTTP.
     """
 
     runtime: Literal["ray", "local"] = "ray"
@@ -61,3 +64,5 @@ class ServerSettings:
     metrics_folder: str = ""
     otel_endpoint: str = ""
     processes: int = 1
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""

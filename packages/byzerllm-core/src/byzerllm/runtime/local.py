@@ -71,9 +71,15 @@ class LocalDeployment:
 
 
 class LocalRuntime:
-    """Deploys and calls models in this process. One per process: `local_runtime()`."""
+    """Deploys and calls models in this process. One per process: `local_runtime()`.
+
+    Attributes:
+        processes: how many processes deploy the same: each keeps to its part of what a deployment
+            may ask of a vendor.
+    """
 
     def __init__(self) -> None:
+        self.processes = 1
         self._deployments: dict[str, LocalDeployment] = {}
         self._loading: set[str] = set()
         self._background = background_loop()
@@ -322,7 +328,7 @@ class LocalRuntime:
         except BaseException:
             await self._close(deployment, first)
             raise
-        _share_out(deployment)
+        self._share_out(deployment)
 
     async def _scale(
         self, deployment: LocalDeployment, count: int, progress: Progress | None
@@ -339,7 +345,7 @@ class LocalRuntime:
         del deployment.hosts[keep:], deployment.views[keep:]
         for host in ended:
             await host.close()
-        _share_out(deployment)
+        self._share_out(deployment)
 
     async def _undeploy(self, deployment: LocalDeployment, force: bool) -> None:
         self._deployments.pop(deployment.spec.model, None)
@@ -351,16 +357,15 @@ class LocalRuntime:
             await asyncio.wait(tasks, timeout=60)
         await self._close(deployment, 0)
 
+    def _share_out(self, deployment: LocalDeployment) -> None:
+        for host in deployment.hosts:
+            host.set_share(1 / (len(deployment.hosts) * self.processes))
+
     def _get(self, model: str) -> LocalDeployment:
         deployment = self._deployments.get(model)
         if deployment is None:
             raise ModelNotFoundError.unknown(model, self._deployments)
         return deployment
-
-
-def _share_out(deployment: LocalDeployment) -> None:
-    for host in deployment.hosts:
-        host.set_share(1 / len(deployment.hosts))
 
 
 def _silent(phase: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +13,9 @@ from byzerllm.cli.i18n import _
 from byzerllm.cli.options import address_option, option, verb
 from byzerllm.cli.session import session
 from byzerllm.errors import UsageError
+
+if TYPE_CHECKING:
+    from byzerllm_server.settings import ServerSettings
 
 MEBI = 1024 * 1024
 
@@ -59,49 +64,103 @@ MEBI = 1024 * 1024
 @option("--ssl_keyfile", metavar="FILE", help=_("Key of the certificate."))
 @option("--max_body_mb", type=click.IntRange(1), default=32, show_default=True,
         help=_("Longest request, in MiB."))  # fmt: skip
+@option("--workers", "processes", type=click.IntRange(1, 256), default=1, show_default=True,
+        metavar="N", help=_("Processes that share the port."))  # fmt: skip
+@option("--body_timeout", type=click.FloatRange(0, min_open=True), default=60.0,
+        show_default=True, help=_("Seconds in which a request must have come."))  # fmt: skip
 @option("--request_timeout", type=click.FloatRange(0, min_open=True), default=600.0,
         show_default=True, help=_("Seconds that an answer may take."))  # fmt: skip
 @option("--stop_timeout", type=click.FloatRange(0), default=60.0, show_default=True,
         help=_("Seconds that running answers may go on when the server is stopped."))  # fmt: skip
 def command(**given: Any) -> None:
+    from byzerllm.cli.progress import WorkerProgress
     from byzerllm_server.serving import serve
 
+    settings = _settings(given)
+    if not session.verbose:
+        # Ray's Python half warns of what the options above have decided.
+        warnings.simplefilter("ignore")
+
     def announce(address: str) -> None:
+        _warn_of_open_door(settings)
         session.hint(_("listening on {address} - stop it with Ctrl-C").format(address=address))
 
-    serve(
-        _settings(given),
-        announce=announce,
-        certfile=given["ssl_certfile"] or "",
-        keyfile=given["ssl_keyfile"] or "",
+    serve(settings, announce=announce, progress=WorkerProgress)
+
+
+def _warn_of_open_door(settings: ServerSettings) -> None:
+    if settings.api_key or settings.keys_url or _is_loopback(settings.host):
+        return
+    session.err.print(
+        _(
+            "warning: everybody who reaches {host} may call the models, at your expense; give "
+            "--api_key, or listen on 127.0.0.1"
+        ).format(host=settings.host),
+        style="yellow",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
 
 
-def _settings(given: dict[str, Any]) -> Any:
-    from byzerllm.cli.values import read_value
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _settings(given: dict[str, Any]) -> ServerSettings:
     from byzerllm_server.settings import ServerSettings
 
     if given["runtime"] == "local" and not given["config"]:
         raise UsageError(_("--runtime local needs --config FILE, which names the models"))
+    if given["runtime"] == "ray" and given["config"]:
+        raise UsageError(
+            _(
+                "--config goes with --runtime local; models of a cluster are deployed with "
+                "byzerllm up"
+            )
+        )
     if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
         raise UsageError(_("--ssl_certfile and --ssl_keyfile go together"))
-    for name in ("config", "ssl_certfile", "ssl_keyfile"):
-        if given[name] and not Path(given[name]).expanduser().is_file():
-            raise UsageError(_("--{name}: no file {path}").format(name=name, path=given[name]))
-    key = given["api_key"]
     return ServerSettings(
         runtime=given["runtime"],
         ray_address=given["ray_address"],
-        config=str(Path(given["config"]).expanduser()) if given["config"] else "",
+        config=_file(given, "config"),
         host=given["host"],
         port=given["port"],
-        api_key=read_value("--api_key", key, "serve") if key else "",
+        api_key=_key(given["api_key"]),
         served_names=_names(given["served_model_name"]),
         cors_origins=given["cors_origin"],
         max_body_bytes=given["max_body_mb"] * MEBI,
+        body_timeout=given["body_timeout"],
         request_timeout=given["request_timeout"],
         stop_timeout=given["stop_timeout"],
+        processes=given["processes"],
+        ssl_certfile=_file(given, "ssl_certfile"),
+        ssl_keyfile=_file(given, "ssl_keyfile"),
     )
+
+
+def _file(given: dict[str, Any], name: str) -> str:
+    if not given[name]:
+        return ""
+    path = Path(given[name]).expanduser()
+    if not path.is_file():
+        raise UsageError(_("--{name}: no file {path}").format(name=name, path=given[name]))
+    return str(path)
+
+
+def _key(given: str | None) -> str:
+    from byzerllm.cli.values import read_value
+
+    if given is None:
+        return ""
+    key = read_value("--api_key", given, "--api_key").strip()
+    if not key or not all("!" <= letter <= "~" for letter in key):
+        raise UsageError(_("--api_key must be letters, digits and signs of ASCII, without spaces"))
+    return key
 
 
 def _names(given: tuple[str, ...]) -> dict[str, str]:
