@@ -18,7 +18,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from byzerllm import ByzerLLM
 from byzerllm_server import openapi
-from byzerllm_server.api import chat, completions, embeddings, metrics, page, service
+from byzerllm_server.api import (
+    chat,
+    completions,
+    embeddings,
+    messages,
+    metrics,
+    page,
+    responses,
+    service,
+)
 from byzerllm_server.auth import Gate, OneKeyGate, OpenGate
 from byzerllm_server.catalog import Catalog
 from byzerllm_server.edge import Edge, Observer, call_of
@@ -35,6 +44,8 @@ OPERATIONS: Sequence[Operation] = [
     *chat.OPERATIONS,
     *completions.OPERATIONS,
     *embeddings.OPERATIONS,
+    *messages.OPERATIONS,
+    *responses.OPERATIONS,
     *service.OPERATIONS,
     *metrics.OPERATIONS,
     *page.OPERATIONS,
