@@ -13,13 +13,14 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 from starlette.types import Scope
@@ -50,6 +51,9 @@ ANSWER_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12,
 OVERHEAD_BUCKETS = (0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.025,
                     0.05, 0.1, 0.25, 1.0)  # fmt: skip
 
+M = TypeVar("M", bound=MetricWrapperBase)
+_Mode = Literal["livesum", "livemax"]
+
 
 class Metrics:
     """Counts requests, and writes all figures down when they are asked for.
@@ -68,9 +72,6 @@ class Metrics:
         self._workers = Workers(gateway, Path(folder) if folder and own_workers else None)
         self._folder = folder
         self._known: set[str] = set()
-        self._served: dict[tuple[str, str], _Series] = {}
-        self._requests_of: dict[tuple[str, str, int], Counter] = {}
-        self._in_flight_of: dict[str, Gauge] = {}
         if folder:
             _keep_in(folder)
             MultiProcessCollector(self._registry, folder)  # type: ignore[no-untyped-call]
@@ -80,12 +81,19 @@ class Metrics:
         self._workers.look()
 
     def _define(self, registry: CollectorRegistry | None) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"byzerllm_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> _By[Counter]:
+            return _By(Counter(f"byzerllm_{name}", text, labels, registry=registry))
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        def gauge(name: str, text: str, mode: _Mode, *labels: str) -> _By[Gauge]:
+            made = Gauge(
+                f"byzerllm_{name}", text, labels, registry=registry, multiprocess_mode=mode
+            )
+            return _By(made)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> _By[Histogram]:
             labels = ("operation", "model")
-            return Histogram(f"byzerllm_{name}", text, labels, registry=registry, buckets=buckets)
+            made = Histogram(f"byzerllm_{name}", text, labels, registry=registry, buckets=buckets)
+            return _By(made)
 
         self._requests = counter(
             "requests_total", "Requests that ended", "operation", "model", "status"
@@ -93,12 +101,8 @@ class Metrics:
         self._errors = counter(
             "errors_total", "Requests that failed, by the error", "operation", "model", "error"
         )
-        self._in_flight = Gauge(
-            "byzerllm_requests_in_flight",
-            "Requests that are being answered",
-            ("operation",),
-            registry=registry,
-            multiprocess_mode="livesum",
+        self._in_flight = gauge(
+            "requests_in_flight", "Requests that are being answered", "livesum", "operation"
         )
         self._prompt_tokens = counter(
             "prompt_tokens_total", "Tokens that models read", "operation", "model"
@@ -131,14 +135,8 @@ class Metrics:
             "What the server took for itself: all but the body's way and the worker",
             OVERHEAD_BUCKETS,
         )
-        build = Gauge(
-            "byzerllm_build_info",
-            "1; the label has the version",
-            ("version",),
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        build.labels(byzerllm_server.__version__).set(1)
+        build = gauge("build_info", "1; the label has the version", "livemax", "version")
+        build[byzerllm_server.__version__,].set(1)
 
     # What requests do.
 
@@ -147,41 +145,36 @@ class Metrics:
 
     def entered(self, call: Call) -> None:
         """Its operation is known."""
-        gauge = self._in_flight_of.get(call.operation)
-        if gauge is None:
-            gauge = self._in_flight_of[call.operation] = self._in_flight.labels(call.operation)
-        gauge.inc()
+        self._in_flight[call.operation,].inc()
 
     def ended(self, call: Call, scope: Scope, status: int, seconds: float) -> None:
         operation = call.operation or NONE
         model = self._label(call)
+        labels = operation, model
         if call.operation:
-            self._in_flight_of[operation].dec()
-        counted = self._requests_of.get((operation, model, status))
-        if counted is None:
-            counted = self._requests.labels(operation, model, str(status))
-            self._requests_of[operation, model, status] = counted
-        counted.inc()
-        self._series_of(operation, model).add(call, seconds)
+            self._in_flight[operation,].dec()
+        self._requests[operation, model, str(status)].inc()
+        self._seconds[labels].observe(seconds)
         if call.error:
-            self._errors.labels(operation, model, call.error).inc()
+            self._errors[operation, model, call.error].inc()
+        if not call.sent:
+            return
+        first = call.first_seconds()
+        if first is not None:
+            self._first[labels].observe(first)
+        waited, tokens = call.decoding
+        if tokens:
+            self._per_token[labels].observe(waited / tokens)
+        if call.model_seconds:
+            self._model_seconds[labels].observe(call.model_seconds)
+            # What a failed try took is neither the model's nor ours.
+            if not (call.retries or call.fallbacks or call.error):
+                self._overhead[labels].observe(call.own_seconds(seconds))
+        if call.usage is not None:
+            self._prompt_tokens[labels].inc(call.usage.prompt_tokens)
+            self._completion_tokens[labels].inc(call.usage.completion_tokens)
         for failed, asked in call.stood_in:
-            self._fallbacks.labels(asked, failed).inc()
-
-    def _series_of(self, operation: str, model: str) -> _Series:
-        series = self._served.get((operation, model))
-        if series is None:
-            labels = operation, model
-            series = self._served[labels] = _Series(
-                self._seconds.labels(*labels),
-                self._first.labels(*labels),
-                self._per_token.labels(*labels),
-                self._model_seconds.labels(*labels),
-                self._overhead.labels(*labels),
-                self._prompt_tokens.labels(*labels),
-                self._completion_tokens.labels(*labels),
-            )
-        return series
+            self._fallbacks[asked, failed].inc()
 
     def _label(self, call: Call) -> str:
         model = call.model
@@ -197,7 +190,7 @@ class Metrics:
         return UNKNOWN
 
     def _retried(self, model: str, reason: retries.Reason) -> None:
-        self._retries.labels(model, reason).inc()
+        self._retries[model, reason].inc()
         call = CURRENT.get(None)
         if call is not None:
             call.retries += 1
@@ -219,53 +212,16 @@ class Metrics:
         await self._workers.close()
 
 
-class _Series:
-    """All that one operation of one model is counted in."""
+class _By(dict[tuple[str, ...], M]):
+    """A metric's figures by the values of its labels."""
 
-    __slots__ = (
-        "completion_tokens",
-        "first",
-        "model_seconds",
-        "overhead",
-        "per_token",
-        "prompt_tokens",
-        "seconds",
-    )
+    def __init__(self, metric: M) -> None:
+        super().__init__()
+        self._metric: M = metric
 
-    def __init__(
-        self,
-        seconds: Histogram,
-        first: Histogram,
-        per_token: Histogram,
-        model_seconds: Histogram,
-        overhead: Histogram,
-        prompt_tokens: Counter,
-        completion_tokens: Counter,
-    ) -> None:
-        self.seconds = seconds
-        self.first = first
-        self.per_token = per_token
-        self.model_seconds = model_seconds
-        self.overhead = overhead
-        self.prompt_tokens = prompt_tokens
-        self.completion_tokens = completion_tokens
-
-    def add(self, call: Call, seconds: float) -> None:
-        self.seconds.observe(seconds)
-        first = call.first_seconds()
-        if first is not None:
-            self.first.observe(first)
-        waited, tokens = call.decoding
-        if tokens:
-            self.per_token.observe(waited / tokens)
-        if call.model_seconds:
-            self.model_seconds.observe(call.model_seconds)
-            # What a failed try took is neither the model's nor ours.
-            if not (call.retries or call.fallbacks or call.error):
-                self.overhead.observe(call.own_seconds(seconds))
-        if call.usage is not None:
-            self.prompt_tokens.inc(call.usage.prompt_tokens)
-            self.completion_tokens.inc(call.usage.completion_tokens)
+    def __missing__(self, labels: tuple[str, ...]) -> M:
+        figure = self[labels] = self._metric.labels(*labels)
+        return figure
 
 
 class Workers(Collector):
@@ -362,7 +318,6 @@ class _Figures:
             ("running", gauge("running", "Requests that the worker is at")),
             ("queued", gauge("waiting", "Requests that wait in the worker for their turn")),
             ("concurrency", gauge("concurrency", "Requests that the worker takes at once")),
-            ("tokens_per_second", gauge("tokens_per_second", "Over the last 10 seconds")),
             ("ttft_p50", gauge("ttft_p50_seconds", "Median of the last 200 first tokens")),
             ("rss", gauge("memory_bytes", "Memory of the worker's process")),
             ("cooling", gauge("cooling_seconds", "Until a failing vendor is asked again; 0: well")),
