@@ -188,12 +188,12 @@ class FunctionCallItem(Struct, kw_only=True, tag_field="type", tag="function_cal
 OutputItem = MessageItem | ReasoningItem | FunctionCallItem
 
 
-class InputTokensDetails(Struct, kw_only=True):
+class InputTokensDetails(Struct, kw_only=True, frozen=True):
     cached_tokens: int = 0
     cache_write_tokens: int = 0
 
 
-class OutputTokensDetails(Struct, kw_only=True):
+class OutputTokensDetails(Struct, kw_only=True, frozen=True):
     reasoning_tokens: int = 0
 
 
