@@ -19,14 +19,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from byzerllm import ByzerLLM
 from byzerllm_server import openapi
 from byzerllm_server.api import (
+    audio,
     chat,
     completions,
     embeddings,
+    images,
     messages,
     metrics,
     page,
+    rerank,
     responses,
     service,
+    tokenize,
 )
 from byzerllm_server.auth import Gate, OneKeyGate, OpenGate
 from byzerllm_server.catalog import Catalog
@@ -44,6 +48,10 @@ OPERATIONS: Sequence[Operation] = [
     *chat.OPERATIONS,
     *completions.OPERATIONS,
     *embeddings.OPERATIONS,
+    *rerank.OPERATIONS,
+    *audio.OPERATIONS,
+    *images.OPERATIONS,
+    *tokenize.OPERATIONS,
     *messages.OPERATIONS,
     *responses.OPERATIONS,
     *service.OPERATIONS,

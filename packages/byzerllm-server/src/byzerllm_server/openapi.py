@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 import byzerllm_server
+from byzerllm_server.forms import FORM
 from byzerllm_server.operations import JSON, Operation
 from byzerllm_server.schemas.anthropic import Error as AnthropicError
 from byzerllm_server.schemas.openai import Error as OpenAIError
@@ -50,6 +51,9 @@ def document(operations: Sequence[Operation], *, keys: bool) -> bytes:
         paths.setdefault(path, {})[operation.method.lower()] = _operation(
             operation, by_type, keys=keys
         )
+        if operation.form is not None:
+            form = components[operation.form.__name__]
+            paths[path]["post"]["requestBody"] = _content(FORM, _form(form, operation.file))
     whole: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -71,7 +75,7 @@ def document(operations: Sequence[Operation], *, keys: bool) -> bytes:
 def _types(operations: Sequence[Operation]) -> Iterable[Any]:
     seen: set[int] = set()
     for operation in operations:
-        for kind in (operation.body, operation.answer, operation.event):
+        for kind in (operation.body, operation.form, operation.answer, operation.event):
             if kind is not None and id(kind) not in seen:
                 seen.add(id(kind))
                 yield kind
@@ -97,9 +101,17 @@ def _operation(operation: Operation, schemas: dict[int, Any], *, keys: bool) -> 
         described["parameters"] = parameters
     if operation.body is not None:
         described["requestBody"] = _content(JSON, schemas[id(operation.body)])
-    elif operation.form is not None:
-        described["requestBody"] = _content("multipart/form-data", dict(operation.form))
     return described
+
+
+def _form(texts: dict[str, Any], file: str) -> dict[str, Any]:
+    """The schema of a form: its texts, and the file."""
+    return {
+        **texts,
+        "properties": {**texts["properties"], file: {"type": "string", "format": "binary"}},
+        "required": [*texts["required"], file],
+        "additionalProperties": False,
+    }
 
 
 def _content(media: str, schema: Any) -> dict[str, Any]:
@@ -110,7 +122,7 @@ def _responses(operation: Operation, schemas: dict[int, Any], *, guarded: bool) 
     good: dict[str, Any] = {}
     if operation.answer is not None:
         good[JSON] = {"schema": schemas[id(operation.answer)]}
-    elif operation.media:
+    if operation.answer is None or operation.media != JSON:
         good[operation.media] = {"schema": {"type": "string"}}
     if operation.event is not None:
         good["text/event-stream"] = {

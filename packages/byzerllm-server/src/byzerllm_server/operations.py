@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from byzerllm_server.calls import Call, Dialect
 from byzerllm_server.edge import call_of
 from byzerllm_server.errors import HTTPError, error_response
+from byzerllm_server.forms import FORM, Upload, read_form
 
 if TYPE_CHECKING:
     from byzerllm_server.app import Server
@@ -65,7 +66,8 @@ class Operation:
         summary: one line for the document.
         handler: answers it.
         body: the type of its JSON body; None where it takes none, or takes a form.
-        form: the schema of its multipart form.
+        form: the type of its multipart form; the handler gets the file, too.
+        file: the form's field that is a file.
         extra: fields that `body` does not have are handed on instead of refused.
         answer: the type of its JSON answer; None where it answers with `media` alone.
         event: the type of the events of its stream, where it has one.
@@ -82,7 +84,8 @@ class Operation:
     summary: str
     handler: Handler
     body: type[Body] | None = None
-    form: Mapping[str, Any] | None = None
+    form: type[Body] | None = None
+    file: str = ""
     extra: bool = False
     answer: Any = None
     event: Any = None
@@ -102,10 +105,9 @@ class Endpoint:
     def __init__(self, operation: Operation, server: Server) -> None:
         self._operation = operation
         self._server = server
+        body = operation.body or operation.form
         self._fields = (
-            {f.encode_name for f in msgspec.structs.fields(operation.body)}
-            if operation.body is not None
-            else set()
+            {f.encode_name for f in msgspec.structs.fields(body)} if body is not None else set()
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,16 +158,40 @@ class Endpoint:
 
     async def _read(self, context: Context, receive: Receive) -> tuple[Any, ...]:
         operation = self._operation
+        if operation.form is not None:
+            return await self._read_form(context, receive, operation.form)
         if operation.body is None:
             return ()
+        _check_kind(context.scope, JSON, "JSON")
+        context.raw = _json_object(await self._data(context, receive))
+        body = _converted(context.raw, operation.body)
+        unknown = context.raw.keys() - self._fields
+        if unknown:
+            if not operation.extra:
+                raise _unknown_field(min(unknown), self._fields)
+            context.extra = {name: context.raw[name] for name in unknown}
+        return (body,)
+
+    async def _read_form(
+        self, context: Context, receive: Receive, kind: type[Body]
+    ) -> tuple[Body, Upload]:
+        _check_kind(context.scope, FORM, "a form")
+        content_type = header(context.scope, b"content-type")
+        form = await read_form(content_type, await self._data(context, receive))
+        name = self._operation.file
+        allowed = {*self._fields, name}
+        unknown = (form.texts.keys() | form.files.keys()) - allowed
+        if unknown:
+            raise _unknown_field(min(unknown), allowed)
+        for other in form.files.keys() - {name}:
+            raise HTTPError(400, f"{other}: it must be a text, not a file", parameter=other)
+        if name not in form.files:
+            how = "it must be a file, with a filename" if name in form.texts else "it is missing"
+            raise HTTPError(400, f"{name}: {how}", parameter=name)
+        return _converted(form.texts, kind, strict=False), form.files[name]
+
+    async def _data(self, context: Context, receive: Receive) -> bytes:
         settings = self._server.settings
-        kind = header(context.scope, b"content-type").partition(";")[0].strip().lower()
-        if kind != JSON:
-            raise HTTPError(
-                415,
-                f"the body must be JSON, with the header content-type: {JSON} (got {kind!r})",
-                code="unsupported_media_type",
-            )
         began = time.perf_counter()
         try:
             async with asyncio.timeout(settings.body_timeout):
@@ -178,14 +204,17 @@ class Endpoint:
                 headers={"connection": "close"},
             ) from None
         context.call.body_seconds = time.perf_counter() - began
-        context.raw = _json_object(data)
-        body = _converted(context.raw, operation.body)
-        unknown = context.raw.keys() - self._fields
-        if unknown:
-            if not operation.extra:
-                raise _unknown_field(min(unknown), self._fields)
-            context.extra = {name: context.raw[name] for name in unknown}
-        return (body,)
+        return data
+
+
+def _check_kind(scope: Scope, wanted: str, called: str) -> None:
+    kind = header(scope, b"content-type").partition(";")[0].strip().lower()
+    if kind != wanted:
+        raise HTTPError(
+            415,
+            f"the body must be {called}, with the header content-type: {wanted} (got {kind!r})",
+            code="unsupported_media_type",
+        )
 
 
 def header(scope: Scope, name: bytes) -> str:
@@ -248,9 +277,9 @@ _AT = re.compile(r" - at `\$?\.?(?P<path>.*)`$")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]+)`")
 
 
-def _converted(value: dict[str, Any], body: type[Body]) -> Body:
+def _converted(value: Mapping[str, Any], body: type[Body], *, strict: bool = True) -> Body:
     try:
-        return msgspec.convert(value, body)
+        return msgspec.convert(value, body, strict=strict)
     except msgspec.ValidationError as error:
         text = str(error)
         found = _AT.search(text)
