@@ -17,7 +17,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from byzerllm import ByzerLLM
-from byzerllm_server import openapi
+from byzerllm_server import openapi, tracing
+from byzerllm_server.access_log import OFF, AccessLog
 from byzerllm_server.api import (
     audio,
     chat,
@@ -41,6 +42,7 @@ from byzerllm_server.gateway import Gateway
 from byzerllm_server.metrics import Metrics
 from byzerllm_server.operations import Context, Endpoint, Operation
 from byzerllm_server.settings import ServerSettings
+from byzerllm_server.tracing import Tracing
 
 STOP_SECONDS = 15.0
 """What is given back at the end must be given back by then."""
@@ -82,12 +84,22 @@ class Server:
         self.gate: Gate = OneKeyGate(settings.api_key) if settings.api_key else OpenGate()
         self.figures = Figures(client)
         self.observers: list[Observer] = [self.figures.seen] if settings.page else []
+        self.access_log = AccessLog(settings.access_log) if settings.access_log != OFF else None
+        self.tracing = (
+            Tracing(settings.otel_endpoint, OPERATIONS)
+            if tracing.wanted(settings.otel_endpoint)
+            else None
+        )
         self.metrics = Metrics(
             self.gateway,
             folder=settings.metrics_folder,
             own_workers=settings.runtime == "local",
         )
         self.observers.append(self.metrics)
+        if self.access_log is not None:
+            self.observers.append(self.access_log)
+        if self.tracing is not None:
+            self.observers.append(self.tracing)
         self._operations = _operations(settings)
         self.openapi = openapi.document(self._operations, keys=not isinstance(self.gate, OpenGate))
         self.edge = Edge(
@@ -105,6 +117,10 @@ class Server:
     async def close(self) -> None:
         """Give back what the server holds."""
         await self.metrics.close()
+        if self.tracing is not None:
+            await self.tracing.close()
+        if self.access_log is not None:
+            await asyncio.to_thread(self.access_log.close)
 
     def _routed(self) -> ASGIApp:
         app: ASGIApp = Starlette(

@@ -12,9 +12,11 @@ import os
 import pickle
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -22,6 +24,7 @@ from typing import Any
 
 from byzerllm.errors import BackendError, ByzerLLMError
 from byzerllm_server.app import Progress
+from byzerllm_server.logs import log_on_stderr
 from byzerllm_server.serving import (
     STOP_SIGNALS,
     TIDY_SECONDS,
@@ -65,7 +68,12 @@ class Processes:
 
     def run(self) -> None:
         """Until a signal. Raises ByzerLLMError when a process cannot start the first time."""
-        with self._signals():
+        with contextlib.ExitStack() as ending:
+            ending.enter_context(self._signals())
+            ending.enter_context(log_on_stderr(verbose=self._settings.verbose))
+            folder = tempfile.TemporaryDirectory(prefix="byzerllm-metrics-")
+            metrics_folder = ending.enter_context(folder)
+            self._settings = replace(self._settings, metrics_folder=metrics_folder)
             try:
                 for number in range(self._settings.processes):
                     # They all load the same.

@@ -19,6 +19,7 @@ import uvloop
 
 from byzerllm.errors import UsageError
 from byzerllm_server.app import Application, Progress
+from byzerllm_server.logs import log_on_stderr
 from byzerllm_server.protocol import IDLE_SECONDS, LimitedProtocol
 from byzerllm_server.settings import ServerSettings
 
@@ -89,7 +90,8 @@ def run_here(
         ssl_keyfile=settings.ssl_keyfile or None,
     )
     server = _Server(config, application, ready, signals)
-    uvloop.run(server.serve(sockets=[listening]))
+    with log_on_stderr(verbose=settings.verbose):
+        uvloop.run(server.serve(sockets=[listening]))
 
 
 class _Server(uvicorn.Server):

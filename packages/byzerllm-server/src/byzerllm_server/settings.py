@@ -38,6 +38,7 @@ class ServerSettings:
             where there is one.
         otel_endpoint: where traces are sent by OTLP over HTTP; empty leaves it to OpenTelemetry's
             own variables.
+        verbose: the server's log has what libraries tell, too.
         processes: how many processes share the port. With `local` each has models of its own,
             and its part of their vendors' limits.
         ssl_certfile, ssl_keyfile: certificate and key in PEM, for HTTPS; empty for HTTP.
@@ -63,6 +64,7 @@ class ServerSettings:
     open_metrics: bool = False
     metrics_folder: str = ""
     otel_endpoint: str = ""
+    verbose: bool = False
     processes: int = 1
     ssl_certfile: str = ""
     ssl_keyfile: str = ""

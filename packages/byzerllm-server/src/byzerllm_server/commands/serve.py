@@ -72,6 +72,11 @@ MEBI = 1024 * 1024
         show_default=True, help=_("Seconds that an answer may take."))  # fmt: skip
 @option("--stop_timeout", type=click.FloatRange(0), default=60.0, show_default=True,
         help=_("Seconds that running answers may go on when the server is stopped."))  # fmt: skip
+@option("--access_log", metavar="FILE", default="-", show_default=True,
+        help=_("Gets a line of JSON for each request; - is standard output, off is none."))  # fmt: skip
+@option("--open_metrics", is_flag=True, help=_("/metrics needs no key."))
+@option("--otel_endpoint", metavar="URL",
+        help=_("Send traces there, by OTLP over HTTP."))  # fmt: skip
 def command(**given: Any) -> None:
     from byzerllm.cli.progress import WorkerProgress
     from byzerllm_server.serving import serve
@@ -138,6 +143,10 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
         request_timeout=given["request_timeout"],
         stop_timeout=given["stop_timeout"],
         processes=given["processes"],
+        access_log=_log_file(given["access_log"]),
+        open_metrics=given["open_metrics"],
+        otel_endpoint=_endpoint(given["otel_endpoint"] or ""),
+        verbose=session.verbose,
         ssl_certfile=_file(given, "ssl_certfile"),
         ssl_keyfile=_file(given, "ssl_keyfile"),
     )
@@ -150,6 +159,18 @@ def _file(given: dict[str, Any], name: str) -> str:
     if not path.is_file():
         raise UsageError(_("--{name}: no file {path}").format(name=name, path=given[name]))
     return str(path)
+
+
+def _log_file(given: str) -> str:
+    return given if given in ("-", "off") else str(Path(given).expanduser().absolute())
+
+
+def _endpoint(given: str) -> str:
+    if given and not given.startswith(("http://", "https://")):
+        raise UsageError(
+            _("--otel_endpoint takes http://HOST:PORT (got {url!r})").format(url=given)
+        )
+    return given
 
 
 def _key(given: str | None) -> str:
