@@ -57,7 +57,8 @@ def _install_all(session: nox.Session, extras: str, *more: str) -> None:
             "llama.cpp is compiled from source now, unless pip has it in its cache: 5 to 10 "
             "minutes on two cores, once per machine. pip says 'still running...' meanwhile."
         )
-    ours = ("-e", f"{CORE}[{extras}]", "-e", LLAMACPP, "-e", f"{SAAS}[all]", "-e", SERVER)
+    ours = ("-e", f"{CORE}[{extras}]", "-e", LLAMACPP, "-e", f"{SAAS}[all]")
+    ours += ("-e", f"{SERVER}[otel]")
     session.install(*TESTED_TOGETHER, *ours, *more, silent=False)
 
 
@@ -93,7 +94,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def types(session: nox.Session) -> None:
     """mypy --strict over all packages. Needs no llama.cpp."""
-    members = ("-e", CORE, "-e", SAAS, "-e", SERVER)
+    members = ("-e", CORE, "-e", SAAS, "-e", f"{SERVER}[otel]")
     session.install(*TESTED_TOGETHER, *members, *_group("types"), silent=False)
     session.run("mypy", *session.posargs)
 

@@ -72,8 +72,8 @@ MEBI = 1024 * 1024
         show_default=True, help=_("Seconds that an answer may take."))  # fmt: skip
 @option("--stop_timeout", type=click.FloatRange(0), default=60.0, show_default=True,
         help=_("Seconds that running answers may go on when the server is stopped."))  # fmt: skip
-@option("--access_log", metavar="FILE", default="-", show_default=True,
-        help=_("Gets a line of JSON for each request; - is standard output, off is none."))  # fmt: skip
+@option("--access_log", metavar="FILE|-|off", default="-", show_default=True,
+        help=_("Gets a line of JSON for each request; - is standard output."))  # fmt: skip
 @option("--open_metrics", is_flag=True, help=_("/metrics needs no key."))
 @option("--otel_endpoint", metavar="URL",
         help=_("Send traces there, by OTLP over HTTP."))  # fmt: skip
