@@ -34,6 +34,10 @@ MEBI = 1024 * 1024
             "byzerllm serve --host 0.0.0.0 --api_key @~/.byzerllm-key",
         ),
         (
+            _("for many users, each with a key of their own"),
+            "byzerllm serve --host 0.0.0.0 --keys ~/.byzerllm/keys.db",
+        ),
+        (
             _("a gateway to hosted models, without a cluster"),
             "byzerllm serve --runtime local --config byzerllm.yaml",
         ),
@@ -52,6 +56,8 @@ MEBI = 1024 * 1024
 @option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
         help=_("Port to listen on."))  # fmt: skip
 @option("--api_key", metavar="KEY", help=_("The key to ask for; ${NAME} or @FILE."))
+@option("--keys", metavar="URL_OR_FILE",
+        help=_("Keys of many users: the database, or keys file, of byzerllm keys."))  # fmt: skip
 @option(
     "--served_model_name",
     multiple=True,
@@ -75,6 +81,7 @@ MEBI = 1024 * 1024
 @option("--access_log", metavar="FILE|-|off", default="-", show_default=True,
         help=_("Gets a line of JSON for each request; - is standard output."))  # fmt: skip
 @option("--open_metrics", is_flag=True, help=_("/metrics needs no key."))
+@option("--no_page", is_flag=True, help=_("Leave out the page at /."))
 @option("--otel_endpoint", metavar="URL",
         help=_("Send traces there, by OTLP over HTTP."))  # fmt: skip
 def command(**given: Any) -> None:
@@ -129,6 +136,8 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
         )
     if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
         raise UsageError(_("--ssl_certfile and --ssl_keyfile go together"))
+    if given["api_key"] and given["keys"]:
+        raise UsageError(_("--api_key is one key, --keys are many; give one of the two"))
     return ServerSettings(
         runtime=given["runtime"],
         ray_address=given["ray_address"],
@@ -136,6 +145,7 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
         host=given["host"],
         port=given["port"],
         api_key=_key(given["api_key"]),
+        keys_url=_keys(given["keys"]),
         served_names=_names(given["served_model_name"]),
         cors_origins=given["cors_origin"],
         max_body_bytes=given["max_body_mb"] * MEBI,
@@ -145,6 +155,7 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
         processes=given["processes"],
         access_log=_log_file(given["access_log"]),
         open_metrics=given["open_metrics"],
+        page=not given["no_page"],
         otel_endpoint=_endpoint(given["otel_endpoint"] or ""),
         verbose=session.verbose,
         ssl_certfile=_file(given, "ssl_certfile"),
@@ -182,6 +193,14 @@ def _key(given: str | None) -> str:
     if not key or not all("!" <= letter <= "~" for letter in key):
         raise UsageError(_("--api_key must be letters, digits and signs of ASCII, without spaces"))
     return key
+
+
+def _keys(given: str | None) -> str:
+    if given is None:
+        return ""
+    from byzerllm_server.keys.place import read_place
+
+    return read_place(given)
 
 
 def _names(given: tuple[str, ...]) -> dict[str, str]:
