@@ -14,6 +14,8 @@ __version__ = "0.2.0"
 
 @hookimpl
 def register_commands(cli: click.Group) -> None:
+    from byzerllm_server.commands.keys import command as keys
     from byzerllm_server.commands.serve import command as serve
 
     cli.add_command(serve)
+    cli.add_command(keys)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -44,6 +45,9 @@ from byzerllm_server.operations import Context, Endpoint, Operation
 from byzerllm_server.settings import ServerSettings
 from byzerllm_server.tracing import Tracing
 
+if TYPE_CHECKING:
+    from byzerllm_server.keys.gate import KeyGate
+
 STOP_SECONDS = 15.0
 """What is given back at the end must be given back by then."""
 OPERATIONS: Sequence[Operation] = [
@@ -70,18 +74,22 @@ class Server:
         gateway: the way to the models.
         figures: what the page shows of them.
         metrics: what Prometheus is told.
+        keys: asks for keys and counts their use; None without `keys_url`.
         openapi: the document, as JSON.
         edge: the outermost layer of the application.
     """
 
     logger = logging.getLogger("byzerllm.server")
 
-    def __init__(self, settings: ServerSettings, client: ByzerLLM) -> None:
+    def __init__(
+        self, settings: ServerSettings, client: ByzerLLM, keys: KeyGate | None = None
+    ) -> None:
         self.settings = settings
         self.gateway = Gateway(
             client, Catalog(settings.served_names), timeout=settings.request_timeout
         )
-        self.gate: Gate = OneKeyGate(settings.api_key) if settings.api_key else OpenGate()
+        self.keys = keys
+        self.gate: Gate = keys or (OneKeyGate(settings.api_key) if settings.api_key else OpenGate())
         self.figures = Figures(client)
         self.observers: list[Observer] = [self.figures.seen] if settings.page else []
         self.access_log = AccessLog(settings.access_log) if settings.access_log != OFF else None
@@ -100,6 +108,8 @@ class Server:
             self.observers.append(self.access_log)
         if self.tracing is not None:
             self.observers.append(self.tracing)
+        if keys is not None:
+            self.observers.append(keys)
         self._operations = _operations(settings)
         self.openapi = openapi.document(self._operations, keys=not isinstance(self.gate, OpenGate))
         self.edge = Edge(
@@ -116,6 +126,8 @@ class Server:
 
     async def close(self) -> None:
         """Give back what the server holds."""
+        if self.keys is not None:
+            await self.keys.close()
         await self.metrics.close()
         if self.tracing is not None:
             await self.tracing.close()
@@ -136,7 +148,16 @@ class Server:
                 allow_origins=self.settings.cors_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=["x-request-id", "x-gateway-ms", "retry-after"],
+                expose_headers=[
+                    "x-request-id",
+                    "x-gateway-ms",
+                    "retry-after",
+                    *(
+                        f"x-ratelimit-{what}-{kind}"
+                        for what in ("limit", "remaining", "reset")
+                        for kind in ("requests", "tokens")
+                    ),
+                ],
             )
         return app
 
@@ -171,6 +192,19 @@ async def _wrong_method(request: Request, error: Exception) -> Response:
         headers=headers,
     )
     return error_response(refusal, call_of(request.scope))
+
+
+async def _open_keys(settings: ServerSettings) -> KeyGate | None:
+    """Raises UsageError: the keys cannot be read."""
+    if not settings.keys_url:
+        return None
+    # SQLAlchemy takes a fifth of a second to import.
+    from byzerllm_server.keys.gate import KeyGate
+    from byzerllm_server.keys.store import open_store
+
+    gate = KeyGate(open_store(settings.keys_url, create=False), processes=settings.processes)
+    await gate.open()
+    return gate
 
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[str, str], None]]]
@@ -233,8 +267,14 @@ class Application:
         from byzerllm.runtime.background import adopt_running_loop
 
         adopt_running_loop()
-        client = await asyncio.to_thread(connect, self.settings, self._progress)
-        self.server = Server(self.settings, client)
+        keys = await _open_keys(self.settings)
+        try:
+            client = await asyncio.to_thread(connect, self.settings, self._progress)
+            self.server = Server(self.settings, client, keys)
+        except BaseException:
+            if keys is not None:
+                await keys.close()
+            raise
         return self.server
 
     async def stop(self) -> None:

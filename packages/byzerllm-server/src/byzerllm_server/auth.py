@@ -1,4 +1,4 @@
-"""Who may call: nobody is asked, or one key, or the keys of a database."""
+"""Who may call: nobody is asked, or one key, or those of a database (`keys.gate`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class OneKeyGate:
         self._key = key.encode()
 
     async def authorize(self, context: Context) -> Principal:
-        if not hmac.compare_digest(presented_key(context).encode(), self._key):
+        # Header values are bytes; `header` reads them as Latin-1.
+        presented = presented_key(context).encode("latin-1")
+        if not hmac.compare_digest(presented, self._key):
             raise wrong_key()
         return Principal(name="api_key")
 
@@ -57,11 +59,11 @@ def presented_key(context: Context) -> str:
     )
 
 
-def wrong_key() -> HTTPError:
-    """The refusal of a key; does not say whether it ever was one."""
+def wrong_key(why: str = "the key is not valid") -> HTTPError:
+    """The refusal of a key. Only who has a key that once was valid learns more by `why`."""
     return HTTPError(
         401,
-        "the key is not valid; ask the operator of this server for one",
+        f"{why}; ask the operator of this server for one",
         code="invalid_api_key",
         headers={"www-authenticate": "Bearer"},
     )

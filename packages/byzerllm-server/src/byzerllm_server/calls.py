@@ -22,10 +22,12 @@ class Principal:
     Attributes:
         name: of the key; empty on an open server.
         models: names that it may use; None for all.
+        headers: of the answer, which say what its limits leave it.
     """
 
     name: str = ""
     models: frozenset[str] | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
 
 
 ANYBODY = Principal()

@@ -121,6 +121,7 @@ class _Answer:
             self.status = message["status"]
             headers = message["headers"]
             headers.append((b"x-request-id", self._call.id.encode()))
+            headers.extend(self._call.principal.headers)
             if self._call.dialect == "anthropic":
                 headers.append((b"request-id", self._call.id.encode()))
             if self._call.sent:

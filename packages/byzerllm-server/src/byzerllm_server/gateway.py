@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -13,6 +14,7 @@ from byzerllm import ByzerLLM
 from byzerllm.errors import ByzerLLMError, listed
 from byzerllm.requests import (
     GenerateChunk,
+    GenerateRequest,
     ModelMeta,
     Request,
     Result,
@@ -66,9 +68,13 @@ class Gateway:
         began = time.perf_counter()
         call.sent = call.sent or began
         fell_back = functools.partial(self._fell_back, call)
-        result = await self.client.async_send(
-            request, call.model, timeout=self.timeout, on_fallback=fell_back
-        )
+        try:
+            result = await self.client.async_send(
+                request, call.model, timeout=self.timeout, on_fallback=fell_back
+            )
+        except asyncio.CancelledError:
+            _estimate(call, request, 0)
+            raise
         self.note(call, result, time.perf_counter() - began)
         return result
 
@@ -79,13 +85,21 @@ class Gateway:
         chunks = self.client.async_stream(
             request, call.model, timeout=self.timeout, on_fallback=fell_back
         )
-        async with aclosing(chunks) as source:  # type: ignore[type-var]
-            async for chunk in source:
-                if not call.first:
-                    call.first = time.perf_counter()
-                if chunk.finish_reason is not None:
-                    self.note(call, chunk)
-                yield chunk
+        tokens, finished = 0, False
+        try:
+            async with aclosing(chunks) as source:  # type: ignore[type-var]
+                async for chunk in source:
+                    if not call.first:
+                        call.first = time.perf_counter()
+                    tokens += len(chunk.token_ids) or 1
+                    if chunk.finish_reason is not None:
+                        finished = True
+                        self.note(call, chunk)
+                    yield chunk
+        except BaseException as error:
+            if not finished and (tokens or isinstance(error, asyncio.CancelledError)):
+                _estimate(call, request, tokens)
+            raise
 
     async def models(self) -> list[dict[str, Any]]:
         """What is deployed, as `ByzerLLM.models`."""
@@ -119,3 +133,21 @@ class Gateway:
         call.fallbacks += 1
         call.stood_in += ((failed, asked),)
         call.model = asked
+
+
+def _estimate(call: Call, request: Request, completion_tokens: int) -> None:
+    """Note the tokens of a chat or completion that was broken off, so that it is not free of
+    charge: its chunks, and a token for four bytes of the question's text."""
+    if not isinstance(request, GenerateRequest):
+        return
+    size = len((request.prompt or "").encode())
+    for message in request.messages or ():
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts = (part.get("text") for part in parts if isinstance(part, dict))
+        size += sum(len(text.encode()) for text in texts if isinstance(text, str))
+    before = call.usage or Usage()
+    call.usage = Usage(
+        prompt_tokens=before.prompt_tokens + math.ceil(size / 4),
+        completion_tokens=before.completion_tokens + completion_tokens,
+    )
