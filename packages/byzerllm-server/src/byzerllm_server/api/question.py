@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from byzerllm.client.tools import text_messages
 from byzerllm.errors import CapabilityError, listed
 from byzerllm.messages import normalise
 from byzerllm.requests import (
@@ -60,6 +61,9 @@ class Question:
         self.call = context.call
         self.n = n
         self._messages = normalise(messages)
+        if not meta.tools:
+            # Calls and results of before are told in words, too.
+            self._messages = text_messages(self._messages)
         if meta.model_deploy_type == "proprietary":
             # Chat templates know no developer.
             for message in self._messages:
