@@ -141,7 +141,7 @@ def test_what_is_no_message(decode: Any, data: bytes, says: str) -> None:
 
 def test_what_is_no_plain_data_is_refused_by_the_caller() -> None:
     request = GenerateRequest(id="1", prompt="p", extra={"what": object()})
-    with pytest.raises(ProtocolError, match="not plain data"):
+    with pytest.raises(ParameterError, match="not plain data"):
         encode_calls([(1, request)])
 
 

@@ -135,13 +135,16 @@ class Server:
             await asyncio.to_thread(self.access_log.close)
 
     def _routed(self) -> ASGIApp:
-        app: ASGIApp = Starlette(
+        routed = Starlette(
             routes=[
                 Route(operation.path, Endpoint(operation, self), methods=[operation.method])
                 for operation in self._operations
             ],
             exception_handlers={404: _not_found, 405: _wrong_method},
         )
+        # A redirect loses the body in many a client.
+        routed.router.redirect_slashes = False
+        app: ASGIApp = routed
         if self.settings.cors_origins:
             app = CORSMiddleware(
                 app,

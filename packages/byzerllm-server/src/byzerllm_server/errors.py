@@ -90,6 +90,8 @@ _STATUS: dict[type[ByzerLLMError], tuple[int, str]] = {
     errors.ByzerLLMError: (500, "internal_error"),
 }
 
+_PYTHON_NAME = "conversations"
+"""What the Python API calls the messages of a chat."""
 _OPENAI_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -128,9 +130,11 @@ def problem_of(error: BaseException) -> Problem:
     retry_after: float | None = error.details.get("retry_after")
     if retry_after is None and status in (429, 503):
         retry_after = 1.0
-    return Problem(
-        status, error.message, code, str(error.details.get("parameter") or ""), retry_after
-    )
+    message, parameter = error.message, str(error.details.get("parameter") or "")
+    if parameter.startswith(_PYTHON_NAME):
+        message = message.replace(_PYTHON_NAME, "messages", 1)
+        parameter = parameter.replace(_PYTHON_NAME, "messages", 1)
+    return Problem(status, message, code, parameter, retry_after)
 
 
 def error_name(error: BaseException) -> str:

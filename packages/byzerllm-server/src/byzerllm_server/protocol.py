@@ -101,6 +101,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            self._refusal = _malformed()
+            raise self._refusal
         headers = self.headers
         size = len(self.url) + sum([len(name) + len(value) for name, value in headers])
         if size > HEAD_BYTES or len(headers) > HEAD_FIELDS:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from byzerllm.errors import ByzerLLMError, ProtocolError
+from byzerllm.errors import ByzerLLMError, ParameterError
 from byzerllm.requests import GenerateChunk, Request, Result
 from byzerllm.runtime.cluster import current_connection
 from byzerllm.runtime.wire import (
@@ -124,11 +124,11 @@ class Channel:
             return
         try:
             self._submit(items)
-        except ProtocolError:
+        except ParameterError:
             for item in items:
                 try:
                     self._submit([item])
-                except ProtocolError as error:
+                except ParameterError as error:
                     self._settle(item[0], error)
 
     def _submit(self, items: list[tuple[int, Request | Cancel]]) -> None:

@@ -14,7 +14,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from byzerllm.errors import BackendError, ByzerLLMError, ProtocolError, error_types
+from byzerllm.errors import (
+    BackendError,
+    ByzerLLMError,
+    ParameterError,
+    ProtocolError,
+    error_types,
+)
 from byzerllm.requests import GenerateChunk, Request, RequestKind, Result
 from byzerllm.runtime.deployment import DeploymentSpec, redact, redact_data
 
@@ -82,7 +88,7 @@ def encode_calls(items: list[tuple[int, Request | Cancel]]) -> bytes:
     try:
         return _encode(CallBatch(PROTOCOL, items))
     except (TypeError, OverflowError) as error:
-        raise ProtocolError(f"the request holds what is not plain data: {error}") from None
+        raise ParameterError(f"the request holds what is not plain data: {error}") from None
 
 
 def encode_replies(

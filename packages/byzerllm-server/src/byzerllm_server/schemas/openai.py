@@ -14,11 +14,19 @@ from byzerllm_server.operations import Body
 
 Text = Annotated[str, Meta(min_length=1)]
 TokenLimit = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+
+class InputAudio(Struct, kw_only=True):
+    """`data`: the file in base64. `format`: `wav`, `mp3` or what the model knows."""
+
+    data: Text
+    format: Text
 
 
 class Part(Struct, kw_only=True):
@@ -28,7 +36,7 @@ class Part(Struct, kw_only=True):
     text: str | UnsetType = UNSET
     refusal: str | UnsetType = UNSET
     image_url: dict[str, Any] | str | UnsetType = UNSET
-    input_audio: dict[str, Any] | UnsetType = UNSET
+    input_audio: InputAudio | UnsetType = UNSET
     video_url: dict[str, Any] | str | UnsetType = UNSET
     file: dict[str, Any] | UnsetType = UNSET
 
@@ -111,10 +119,10 @@ class Sampling(Body, kw_only=True):
     logit_bias: dict[str, Bias] | None = None
     user: str | None = None
     # vLLM's
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
 
 
