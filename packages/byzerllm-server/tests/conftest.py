@@ -13,9 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
+if TYPE_CHECKING:
+    from vendors.openai import OpenAIVendor
 
 START_SECONDS = 60
 ECHO = """
@@ -102,6 +106,55 @@ def _end(served: Served) -> None:
 def echo(serving: Callable[..., Served]) -> Served:
     """A server with the models echo, slow and broken."""
     return serving()
+
+
+HOSTED = """
+version: 1
+models:
+"""
+HOSTED_MODEL = """
+  {name}:
+    pretrained_model_type: saas/openai
+    infer_params:
+      saas.api_key: {vendor.key}
+      saas.base_url: {vendor.url}/v1
+      saas.model: {model}
+"""
+HOSTED_MODELS = {
+    "chat": "gpt-4o",
+    "vectors": "text-embedding-3-small",
+    "painter": "dall-e-3",
+    "sketcher": "gpt-image-1",
+    "voice": "tts-1",
+    "ear": "whisper-1",
+    "deaf-to-time": "gpt-4o-transcribe",
+}
+
+
+@pytest.fixture(scope="module")
+def openai_vendor() -> Iterator[OpenAIVendor]:
+    """A local server that plays OpenAI, strictly."""
+    from vendors.openai import OpenAIVendor
+
+    with OpenAIVendor() as vendor:
+        yield vendor
+
+
+@pytest.fixture(scope="module")
+def hosted_server(serving: Callable[..., Served], openai_vendor: OpenAIVendor) -> Served:
+    """A gateway to `HOSTED_MODELS` at the vendor."""
+    models = [
+        HOSTED_MODEL.format(name=name, model=model, vendor=openai_vendor)
+        for name, model in HOSTED_MODELS.items()
+    ]
+    return serving(config=HOSTED + "".join(models))
+
+
+@pytest.fixture
+def hosted(hosted_server: Served) -> Iterator[httpx.Client]:
+    """A client of `hosted_server`."""
+    with httpx.Client(base_url=hosted_server.url, timeout=30) as client:
+        yield client
 
 
 @pytest.fixture

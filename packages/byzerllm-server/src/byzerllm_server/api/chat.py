@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from byzerllm.requests import (
 )
 from byzerllm.requests import TokenLogprob as EngineLogprob
 from byzerllm.requests import Usage as EngineUsage
-from byzerllm_server.api.merging import merged
+from byzerllm_server.api.merging import merged, together
 from byzerllm_server.api.question import Question, keep_to_json
 from byzerllm_server.api.sampling import sampling_config
 from byzerllm_server.calls import Call, new_id
@@ -41,7 +40,7 @@ async def chat_completions(context: Context, body: schema.ChatCompletionRequest)
         usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _Chunks(question, usage).events()
         return EventStream(events, call, ping_seconds=context.server.settings.ping_seconds)
-    results = await asyncio.gather(*(question.answer(index) for index in range(question.n)))
+    results = await together([question.answer(index) for index in range(question.n)])
     answer = schema.ChatCompletion(
         id=new_id("chatcmpl-"),
         created=int(time.time()),

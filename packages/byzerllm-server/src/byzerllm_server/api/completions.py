@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from byzerllm.requests import GenerateChunk, GenerateRequest, GenerateResult, TokenLogprob
 from byzerllm.requests import Usage as EngineUsage
 from byzerllm_server.api.chat import DONE, shown_model, usage_of
-from byzerllm_server.api.merging import merged
+from byzerllm_server.api.merging import merged, together
 from byzerllm_server.api.sampling import sampling_config, sampling_params
 from byzerllm_server.calls import new_id
 from byzerllm_server.events import EventStream, event
@@ -30,7 +29,7 @@ async def completions(context: Context, body: schema.CompletionRequest) -> Respo
     if body.stream:
         call.stream = True
         return EventStream(work.events(), call, ping_seconds=context.server.settings.ping_seconds)
-    results = await asyncio.gather(*(work.answer(index) for index in range(work.count)))
+    results = await together([work.answer(index) for index in range(work.count)])
     answer = schema.Completion(
         id=new_id("cmpl-"),
         created=int(time.time()),
@@ -94,7 +93,8 @@ class _Work:
         offsets = [0] * self.count
 
         def written(**fields: Any) -> bytes:
-            piece = schema.Completion(id=id_, created=created, model=body.model, **fields)
+            model = shown_model(self._call, body.model)
+            piece = schema.Completion(id=id_, created=created, model=model, **fields)
             if include and piece.usage is msgspec.UNSET:
                 piece.usage = None
             return event(piece)
