@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import time
 from typing import Any
 
@@ -82,15 +84,32 @@ def test_an_error_in_mid_stream_is_its_last_event(http: httpx.Client) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_caller_that_leaves_stops_the_generation(http: httpx.Client, stream: bool) -> None:
     body = {"model": "slow", "messages": HELLO, "stream": stream}
-    try:
-        with http.stream("POST", PATH, json=body, timeout=1) as response:
-            next(response.iter_text())
-    except httpx.ReadTimeout:
-        pass
-    end = time.monotonic() + 3
-    while running(http) and time.monotonic() < end:
+    leave = threading.Event()
+
+    def ask() -> None:
+        # It waits for an answer of ten seconds, which nobody lets it see the end of.
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            http.stream("POST", PATH, json=body, timeout=3) as response,
+        ):
+            for _ in response.iter_text():
+                if leave.is_set():
+                    return
+
+    caller = threading.Thread(target=ask)
+    caller.start()
+    until_running(http, 1)
+    leave.set()
+    until_running(http, 0)
+    caller.join(10)
+    assert not caller.is_alive()
+
+
+def until_running(http: httpx.Client, wanted: int) -> None:
+    end = time.monotonic() + 6
+    while running(http) != wanted and time.monotonic() < end:
         time.sleep(0.05)
-    assert running(http) == 0
+    assert running(http) == wanted
 
 
 def running(http: httpx.Client) -> int:
