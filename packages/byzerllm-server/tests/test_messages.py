@@ -118,6 +118,17 @@ def test_the_token_limit_ends_an_answer(client: anthropic.Anthropic) -> None:
     assert message.stop_reason == "max_tokens"
 
 
+def test_a_stop_sequence_ends_an_answer(client: anthropic.Anthropic) -> None:
+    options: dict[str, Any] = {"model": "echo", "max_tokens": 20, "messages": HELLO}
+    message = client.messages.create(stop_sequences=["world", " my"], **options)
+    assert message.to_dict()["content"] == [{"type": "text", "text": "hello"}]
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", " my")
+    with client.messages.stream(stop_sequences=["world", " my"], **options) as stream:
+        streamed = stream.get_final_message()
+    assert (streamed.stop_reason, streamed.stop_sequence) == ("stop_sequence", " my")
+    assert client.messages.create(stop_sequences=["x"], **options).stop_reason == "end_turn"
+
+
 def test_a_stream(client: anthropic.Anthropic) -> None:
     with client.messages.stream(model="echo", max_tokens=20, messages=HELLO) as stream:  # type: ignore[arg-type]
         pieces = list(stream.text_stream)
@@ -429,6 +440,9 @@ def test_a_small_model(smol: anthropic.Anthropic) -> None:
     assert message.usage.output_tokens <= 30
     with smol.messages.stream(max_tokens=30, extra_body=greedy, **asked) as stream:
         assert stream.get_final_text() == message.content[0].text
+    stop = message.content[0].text.split()[3]
+    stopped = smol.messages.create(max_tokens=30, stop_sequences=[stop], extra_body=greedy, **asked)
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", stop)
     counted = smol.messages.count_tokens(**asked)
     assert counted.input_tokens == message.usage.input_tokens
 

@@ -139,6 +139,7 @@ class Sequence:
         self._ready, self._begun = "", True
         if finish is not None:
             chunk.finish_reason = finish
+            chunk.stop_text = self.text.stop
             chunk.usage = Usage(prompt_tokens=self.prompt_length, completion_tokens=self.generated)
         return chunk
 
@@ -165,5 +166,6 @@ def _merged(chunks: list[GenerateChunk]) -> GenerateChunk:
         token_ids=[token for chunk in chunks for token in chunk.token_ids],
         logprobs=[entry for chunk in chunks for entry in chunk.logprobs],
         finish_reason=last.finish_reason,
+        stop_text=last.stop_text,
         usage=last.usage,
     )

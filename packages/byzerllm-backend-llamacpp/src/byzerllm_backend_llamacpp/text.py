@@ -17,7 +17,7 @@ class AnswerText:
         stops: stop strings, none of them empty.
 
     Attributes:
-        stopped: a stop string has ended the answer.
+        stop: the stop string that has ended the answer; empty while none has.
         decoded: characters decoded so far, held ones included.
         released: characters that `push` and `flush` have given out.
     """
@@ -26,9 +26,14 @@ class AnswerText:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.stop = ""
         self.decoded = 0
         self.released = 0
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string has ended the answer."""
+        return bool(self.stop)
 
     def push(self, piece: bytes) -> str:
         """The text that may leave after the bytes of one more token."""
@@ -38,10 +43,10 @@ class AnswerText:
             self.released = self.decoded
             return fresh
         text = self._held + fresh
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            return self._release(text, min(found))
+            at, self.stop = min(found)
+            return self._release(text, at)
         return self._release(text, len(text) - self._undecided(text))
 
     def flush(self) -> str:

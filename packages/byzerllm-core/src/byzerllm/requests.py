@@ -342,7 +342,8 @@ class GenerateChunk(Struct, kw_only=True, omit_defaults=True, tag="chunk"):
 
     A backend never splits a character: `text` is whole Unicode. `elapsed` and `first_token`
     (seconds since the worker took the request) and `queued` (seconds that it waited before) are
-    filled in by the worker on the last chunk.
+    filled in by the worker on the last chunk. `stop_text`, on the last chunk, is the stop text that
+    ended the answer, where the engine says it.
     """
 
     text: str = ""
@@ -352,6 +353,7 @@ class GenerateChunk(Struct, kw_only=True, omit_defaults=True, tag="chunk"):
     tool_calls: list[ToolCallDelta] = []
     audio: bytes = b""
     finish_reason: FinishReason | None = None
+    stop_text: str = ""
     usage: Usage | None = None
     first_token: float = 0.0
     elapsed: float = 0.0
@@ -368,6 +370,7 @@ class GenerateResult(Struct, kw_only=True, omit_defaults=True, tag="generated"):
     logprobs: list[TokenLogprob] = []
     reasoning: str = ""
     tool_calls: list[ToolCall] = []
+    stop_text: str = ""
     first_token: float = 0.0
     elapsed: float = 0.0
     queued: float = 0.0

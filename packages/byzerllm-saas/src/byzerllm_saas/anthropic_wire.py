@@ -109,6 +109,7 @@ class _Delta(Struct):
     thinking: str = ""
     signature: str = ""
     stop_reason: str | None = None
+    stop_sequence: str | None = None
 
 
 class _Usage(Struct):
@@ -123,6 +124,7 @@ class Message(Struct):
 
     content: list[_Block]
     stop_reason: str | None = None
+    stop_sequence: str | None = None
     usage: _Usage | None = None
 
 
@@ -208,6 +210,7 @@ class AnthropicReading:
         self.begun = False
         self.done = False
         self._usage = _Usage()
+        self._stop_text = ""
         # Per block of the answer that is a tool call: its number, and whether arguments came.
         self._calls: dict[int, int] = {}
         self._argued: set[int] = set()
@@ -229,7 +232,7 @@ class AnthropicReading:
             self._start(chunk, index, block)
             self._stop(chunk, index)
         self._count(message.usage)
-        self._end(message.stop_reason or "end_turn")
+        self._end(message.stop_reason or "end_turn", message.stop_sequence)
         return self.last(chunk)
 
     def chunk(self, events: Iterable[StreamEvent]) -> GenerateChunk | None:
@@ -246,6 +249,7 @@ class AnthropicReading:
         """The last chunk, with reason and usage."""
         chunk = chunk or GenerateChunk()
         chunk.finish_reason = self.finish or "stop"
+        chunk.stop_text = self._stop_text
         chunk.usage = self.usage
         return chunk
 
@@ -262,7 +266,7 @@ class AnthropicReading:
         elif kind == "message_delta":
             self._count(event.usage)
             if event.delta is not None and event.delta.stop_reason:
-                self._end(event.delta.stop_reason)
+                self._end(event.delta.stop_reason, event.delta.stop_sequence)
         elif kind == "message_stop":
             self.done = True
 
@@ -312,7 +316,8 @@ class AnthropicReading:
             if value is not None:
                 setattr(self._usage, name, value)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, stop: str | None) -> None:
+        self._stop_text = stop or ""
         self.finish = _FINISH_REASONS.get(reason, "stop")
 
 

@@ -380,6 +380,7 @@ class Host:
             logprobs=logprobs,
             reasoning="".join(reasoning),
             tool_calls=tool_calls,
+            stop_text=last.stop_text,
             first_token=last.first_token,
             elapsed=last.elapsed,
             queued=last.queued,

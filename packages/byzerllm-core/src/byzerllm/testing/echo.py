@@ -81,18 +81,19 @@ class EchoBackend(Backend):
         if given.answer:
             question = given.answer
             words = _WORD.findall(question)
-        stops = request.sampling.stop
+        stops, stop = request.sampling.stop, ""
         if stops and not given.chunks and not given.timestamps:
-            question = _until(question, stops)
+            question, stop = _until(question, stops)
             words = _WORD.findall(question)
         count = given.chunks or len(words)
         limit = min(count, request.sampling.max_tokens or count)
         finish: FinishReason = "length" if limit < count else "stop"
+        stop = stop if finish == "stop" else ""
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=limit)
         if not request.stream and not given.delay and given.fail_at < 0:
             self.generated += limit
             whole = question if limit == len(words) else self._piece(words, range(limit))
-            yield GenerateChunk(text=whole, finish_reason=finish, usage=usage)
+            yield GenerateChunk(text=whole, finish_reason=finish, stop_text=stop, usage=usage)
             return
         clock = asyncio.get_running_loop().time
         start = clock()
@@ -104,7 +105,7 @@ class EchoBackend(Backend):
             self.generated += 1
             text = self._piece(words, range(index, index + 1))
             yield GenerateChunk(text=f"{time.time():.6f} " if given.timestamps else text)
-        yield GenerateChunk(finish_reason=finish, usage=usage)
+        yield GenerateChunk(finish_reason=finish, stop_text=stop, usage=usage)
 
     async def meta(self) -> ModelMeta:
         return ModelMeta(
@@ -162,10 +163,11 @@ def _share(query: str, document: str) -> float:
     return len(asked & found) / len(asked) if asked else 0.0
 
 
-def _until(text: str, stops: list[str]) -> str:
-    """What stands before the first of the stop texts."""
-    ends = [text.find(stop) for stop in stops]
-    return text[: min((end for end in ends if end >= 0), default=len(text))]
+def _until(text: str, stops: list[str]) -> tuple[str, str]:
+    """What stands before the first of the stop texts, and which that is."""
+    ends = [(end, stop) for stop in stops if (end := text.find(stop)) >= 0]
+    end, stop = min(ends, default=(len(text), ""))
+    return text[:end], stop
 
 
 @hookimpl

@@ -19,6 +19,7 @@ from byzerllm.requests import (
     ApplyTemplateResult,
     FinishReason,
     GenerateChunk,
+    GenerateResult,
     ModelMeta,
     TokenizeRequest,
     TokenizeResult,
@@ -67,7 +68,8 @@ async def messages(context: Context, body: schema.MessagesRequest) -> Response:
         id=new_id("msg_"),
         model=shown_model(call, body.model),
         content=[_answered(block) for block in blocks_of(result)],
-        stop_reason=_STOP_REASONS[result.finish_reason],
+        stop_reason=_stop_reason(result),
+        stop_sequence=result.stop_text or None,
         usage=_usage(result.usage),
     )
     return Response(encode(answer), media_type="application/json")
@@ -282,6 +284,11 @@ def _answered(block: Block) -> schema.TextBlock | schema.ThinkingBlock | schema.
     return schema.TextBlock(text=block.text)
 
 
+def _stop_reason(ended: GenerateResult | GenerateChunk) -> schema.StopReason:
+    assert ended.finish_reason is not None
+    return "stop_sequence" if ended.stop_text else _STOP_REASONS[ended.finish_reason]
+
+
 def _usage(usage: EngineUsage | None) -> schema.Usage:
     found = usage or EngineUsage()
     return schema.Usage(input_tokens=found.prompt_tokens, output_tokens=found.completion_tokens)
@@ -319,8 +326,7 @@ class _Events:
 
     @staticmethod
     def _end(chunk: GenerateChunk) -> bytes:
-        assert chunk.finish_reason is not None
-        ended = schema.Ended(stop_reason=_STOP_REASONS[chunk.finish_reason])
+        ended = schema.Ended(stop_reason=_stop_reason(chunk), stop_sequence=chunk.stop_text or None)
         return event(schema.MessageDelta(delta=ended, usage=_usage(chunk.usage)), "message_delta")
 
 

@@ -154,6 +154,7 @@ def as_chunk(result: GenerateResult) -> GenerateChunk:
             for index, call in enumerate(result.tool_calls)
         ],
         finish_reason=result.finish_reason,
+        stop_text=result.stop_text,
         usage=result.usage,
     )
 
