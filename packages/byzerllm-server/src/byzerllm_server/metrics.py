@@ -358,10 +358,15 @@ _ROWS = re.compile(r"workers_(\d+)\.json")
 
 
 def _forget_the_dead(folder: Path) -> None:
-    """What processes counted outlives them; what they had in hand does not."""
-    for pid in {int(found[1]) for found in _matches(folder, _GAUGES)}:
-        if not _lives(pid):
-            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+    """What processes counted outlives them; what they had in hand and their workers do not."""
+    rows = {int(found[1]): folder / found[0] for found in _matches(folder, _ROWS)}
+    gauges = {int(found[1]) for found in _matches(folder, _GAUGES)}
+    for pid in gauges | rows.keys():
+        if _lives(pid):
+            continue
+        mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+        if pid in rows:
+            rows[pid].unlink(missing_ok=True)
 
 
 def _matches(folder: Path, pattern: re.Pattern[str]) -> Iterable[re.Match[str]]:
@@ -395,12 +400,8 @@ def _read_rows(folder: Path, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pid = int(found[1])
         if pid in by_pid:
             continue
-        path = folder / found[0]
-        if not _lives(pid):
-            path.unlink(missing_ok=True)
-            continue
         with contextlib.suppress(OSError, msgspec.DecodeError):
-            by_pid[pid] = msgspec.json.decode(path.read_bytes())
+            by_pid[pid] = msgspec.json.decode((folder / found[0]).read_bytes())
     merged: dict[str, dict[str, Any]] = {}
     for pid, rows in sorted(by_pid.items()):
         for row in rows:
