@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import Scope
 
 import byzerllm_server
-from byzerllm.errors import UsageError
+from byzerllm.errors import NotInstalledError, UsageError
 from byzerllm_server.calls import Call
 from byzerllm_server.operations import Operation
 
@@ -58,7 +58,8 @@ class Tracing:
         operations: the routes.
 
     Raises:
-        UsageError: OpenTelemetry is not installed, or is told another protocol.
+        NotInstalledError: OpenTelemetry's packages are missing.
+        UsageError: its variables ask for another protocol.
     """
 
     def __init__(self, endpoint: str, operations: Sequence[Operation]) -> None:
@@ -70,7 +71,7 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
-            raise UsageError(
+            raise NotInstalledError(
                 f"traces need OpenTelemetry ({error.name} is missing); run: {_INSTALL}"
             ) from None
         _check_protocol()
