@@ -623,11 +623,13 @@ def said(role: str, *blocks: Any) -> dict[str, Any]:
         ({"temperature": 2}, "temperature"),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"name": "x", "input_schema": {"type": "string"}}]}, "input_schema.type"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
         ({"thinking": {"type": "hard"}}, "thinking.type"),
         ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config"),
         ({"container": "c"}, "container"),
+        ({"chat_template_kwargs": 3, "thinking": {"type": "disabled"}}, "chat_template_kwargs"),
     ],
 )
 def test_what_is_wrong_is_named(http: httpx.Client, change: dict[str, Any], named: str) -> None:

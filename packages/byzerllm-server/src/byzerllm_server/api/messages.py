@@ -27,7 +27,7 @@ from byzerllm.requests import (
 from byzerllm.requests import Usage as EngineUsage
 from byzerllm_server.api.blocks import Began, Block, Blocks, Ended, Step, blocks_of
 from byzerllm_server.api.chat import shown_model
-from byzerllm_server.api.question import Question, keep_to_json
+from byzerllm_server.api.question import Question, check_object, keep_to_json
 from byzerllm_server.calls import new_id
 from byzerllm_server.errors import HTTPError
 from byzerllm_server.events import PINGS, EventStream, event
@@ -113,7 +113,7 @@ def _parts(message: dict[str, Any]) -> Sequence[_Part]:
 
 def _question(context: Context, meta: ModelMeta, body: schema.MessagesRequest) -> Question:
     config: dict[str, Any] = {**context.extra, "max_tokens": body.max_tokens}
-    for name in ("temperature", "top_p", "top_k"):
+    for name in ("temperature", "top_p", "top_k", "chat_template_kwargs"):
         if getattr(body, name) is not None:
             config[name] = getattr(body, name)
     if body.stop_sequences:
@@ -144,11 +144,14 @@ def _think(config: dict[str, Any], wanted: schema.Thinking | None, meta: ModelMe
     if meta.model_deploy_type == "saas":
         config["thinking"] = msgspec.to_builtins(wanted)
         return
-    variables = config.get("chat_template_kwargs") or {}
-    config["chat_template_kwargs"] = {"enable_thinking": wanted.type != "disabled", **variables}
+    thinks = wanted.type != "disabled"
+    variables = config.get("chat_template_kwargs", {})
+    config["chat_template_kwargs"] = {"enable_thinking": thinks, **variables}
 
 
-def _tools(tools: Iterable[schema.Tool]) -> list[dict[str, Any]]:
+def _tools(tools: Sequence[schema.Tool]) -> list[dict[str, Any]]:
+    for index, tool in enumerate(tools):
+        check_object(tool.input_schema, f"tools[{index}].input_schema")
     return [
         {
             "type": "function",

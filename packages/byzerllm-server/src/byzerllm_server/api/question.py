@@ -143,6 +143,17 @@ def keep_to_json(
     config["json_schema"] = json_schema
 
 
+def check_object(shape: dict[str, Any], where: str) -> None:
+    """Refuse a schema of a function's arguments that is not that of an object."""
+    if shape.get("type") != "object":
+        raise HTTPError(
+            400,
+            f"{where}.type: 'object' is needed, for arguments have names",
+            code="invalid_value",
+            parameter=f"{where}.type",
+        )
+
+
 def as_chunk(result: GenerateResult) -> GenerateChunk:
     """A whole answer as the one chunk of a stream."""
     return GenerateChunk(

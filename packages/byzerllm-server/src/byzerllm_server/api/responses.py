@@ -19,7 +19,7 @@ from byzerllm.requests import FinishReason, GenerateChunk, ModelMeta, TokenLogpr
 from byzerllm.requests import Usage as EngineUsage
 from byzerllm_server.api.blocks import Began, Block, Blocks, Ended, Grew, blocks_of
 from byzerllm_server.api.chat import shown_model
-from byzerllm_server.api.question import Question, keep_to_json
+from byzerllm_server.api.question import Question, check_object, keep_to_json
 from byzerllm_server.calls import Call, new_id
 from byzerllm_server.errors import HTTPError, problem_of
 from byzerllm_server.events import EventStream, event
@@ -81,6 +81,7 @@ def _question(context: Context, meta: ModelMeta, body: schema.ResponseRequest) -
         ("max_tokens", body.max_output_tokens),
         ("temperature", body.temperature),
         ("top_p", body.top_p),
+        ("chat_template_kwargs", body.chat_template_kwargs),
         ("reasoning_effort", body.reasoning and body.reasoning.effort),
         ("verbosity", body.text and body.text.verbosity),
     ):
@@ -117,6 +118,9 @@ def _constrain(config: dict[str, Any], wanted: schema.TextFormat | None, meta: M
 def _tools(body: schema.ResponseRequest) -> tuple[list[dict[str, Any]], Any]:
     """The tools and the choice in the shape that chat completions have."""
     tools = list(body.tools or ())
+    for index, tool in enumerate(tools):
+        if tool.parameters is not None:
+            check_object(tool.parameters, f"tools[{index}].parameters")
     choice: Any = body.tool_choice
     if isinstance(choice, schema.ChosenTool):
         if choice.type == "allowed_tools":
@@ -160,6 +164,8 @@ def conversation(body: schema.ResponseRequest) -> list[dict[str, Any]]:
             asked.extend(_result(item, where))
         elif item.type != "reasoning":
             asked.append(_message(item, where))
+    if not asked:
+        raise HTTPError(400, "input holds no message", code="invalid_value", parameter="input")
     return asked
 
 

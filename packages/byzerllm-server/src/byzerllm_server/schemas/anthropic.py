@@ -12,6 +12,14 @@ from msgspec import Meta, Struct
 from byzerllm_server.operations import Body
 from byzerllm_server.schemas.openai import Probability, Text, TokenLimit
 
+ObjectSchema = Annotated[
+    dict[str, Any],
+    Meta(
+        description="The JSON schema of an object",
+        extra_json_schema={"properties": {"type": {"const": "object"}}, "required": ["type"]},
+    ),
+]
+
 
 class ErrorDetail(Struct, kw_only=True):
     type: str
@@ -102,7 +110,7 @@ class Tool(Struct, kw_only=True):
     type: Literal["custom"] | None = None
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     description: str | None = None
-    input_schema: dict[str, Any]
+    input_schema: ObjectSchema
 
 
 class ChooseAuto(Struct, kw_only=True, tag_field="type", tag="auto"):
@@ -124,7 +132,7 @@ class ChooseNone(Struct, kw_only=True, tag_field="type", tag="none"):
 
 class Thinking(Struct, kw_only=True, omit_defaults=True):
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
-    budget_tokens: Annotated[int, Meta(ge=1024)] | None = None
+    budget_tokens: Annotated[int, Meta(ge=1024, le=2**31 - 1)] | None = None
     display: Literal["summarized", "omitted"] | None = None
 
 
@@ -158,9 +166,11 @@ class MessagesRequest(Conversation, kw_only=True):
     max_tokens: TokenLimit
     temperature: Probability | None = None
     top_p: Probability | None = None
-    top_k: Annotated[int, Meta(ge=0)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     stop_sequences: Annotated[list[Text], Meta(max_length=16)] | None = None
     stream: bool | None = None
+    # vLLM's
+    chat_template_kwargs: dict[str, Any] | None = None
     # Taken and of no effect: they steer Anthropic's own platform.
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None

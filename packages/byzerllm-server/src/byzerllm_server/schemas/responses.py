@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from byzerllm_server.operations import Body
+from byzerllm_server.schemas.anthropic import ObjectSchema
 from byzerllm_server.schemas.openai import Probability, Temperature, Text, TokenLimit
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -60,7 +61,7 @@ class FunctionTool(Struct, kw_only=True):
     type: Literal["function"]
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: ObjectSchema | None = None
     strict: bool | None = None
 
 
@@ -119,6 +120,8 @@ class ResponseRequest(Body, kw_only=True):
         None
     )
     metadata: dict[str, str] | None = None
+    # vLLM's
+    chat_template_kwargs: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     truncation: Literal["disabled"] | None = None
