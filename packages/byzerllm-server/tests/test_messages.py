@@ -529,6 +529,22 @@ def test_tokens_of_images_are_not_counted(client: anthropic.Anthropic) -> None:
         )
 
 
+# Models.
+
+
+def test_models(client: anthropic.Anthropic) -> None:
+    models = list(client.models.list())
+    assert [model.id for model in models] == ["broken", "echo", "slow"]
+    assert models[0].type == "model"
+    echo = client.models.retrieve("echo")
+    assert (echo.id, echo.display_name) == ("echo", "echo")
+    assert abs(echo.created_at.timestamp() - time.time()) < 600
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.models.retrieve("nobody")
+    body: Any = caught.value.body
+    assert body["error"]["type"] == "not_found_error"
+
+
 # Errors.
 
 

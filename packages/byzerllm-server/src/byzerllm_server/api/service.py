@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 
 import msgspec
 from msgspec import Struct
@@ -11,7 +12,8 @@ from starlette.responses import Response
 import byzerllm_server
 from byzerllm.errors import ByzerLLMError, ModelNotFoundError
 from byzerllm_server.errors import HTTPError
-from byzerllm_server.operations import Context, Operation
+from byzerllm_server.operations import Context, Operation, header
+from byzerllm_server.schemas import anthropic
 from byzerllm_server.schemas import openai as schema
 
 HEALTH_SECONDS = 5.0
@@ -39,16 +41,35 @@ def _json(answer: object, status: int = 200) -> Response:
 
 
 async def list_models(context: Context) -> Response:
-    return _json(schema.ModelList(data=await _models(context)))
+    for_anthropic = _asks_as_anthropic(context)
+    models = await _models(context)
+    if for_anthropic:
+        return _json(anthropic.ModelList.of([_anthropic_model(model) for model in models]))
+    return _json(schema.ModelList(data=models))
 
 
 async def one_model(context: Context) -> Response:
+    for_anthropic = _asks_as_anthropic(context)
     name = context.scope["path_params"]["model"]
     models = await _models(context)
     for model in models:
         if model.id == name:
-            return _json(model)
+            return _json(_anthropic_model(model) if for_anthropic else model)
     raise ModelNotFoundError.unknown(name, [model.id for model in models])
+
+
+def _asks_as_anthropic(context: Context) -> bool:
+    """Both vendors have their models under one path; the header that Anthropic demands of every
+    request tells them apart."""
+    if not header(context.scope, b"anthropic-version"):
+        return False
+    context.call.dialect = "anthropic"
+    return True
+
+
+def _anthropic_model(model: schema.Model) -> anthropic.Model:
+    created = datetime.fromtimestamp(model.created, UTC)
+    return anthropic.Model(id=model.id, display_name=model.id, created_at=created)
 
 
 async def _models(context: Context) -> list[schema.Model]:

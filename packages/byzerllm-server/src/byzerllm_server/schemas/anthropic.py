@@ -5,6 +5,7 @@ Source: the reference of Anthropic's Messages API.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -206,6 +207,26 @@ class Message(Struct, kw_only=True):
 
 class TokenCount(Struct, kw_only=True):
     input_tokens: int
+
+
+class Model(Struct, kw_only=True):
+    type: Literal["model"] = "model"
+    id: str
+    display_name: str
+    created_at: datetime
+
+
+class ModelList(Struct, kw_only=True):
+    data: list[Model]
+    has_more: Literal[False] = False
+    first_id: str | None
+    last_id: str | None
+
+    @classmethod
+    def of(cls, models: list[Model]) -> ModelList:
+        """All models on one page."""
+        first, last = (models[0].id, models[-1].id) if models else (None, None)
+        return cls(data=models, first_id=first, last_id=last)
 
 
 # The events of a stream.
