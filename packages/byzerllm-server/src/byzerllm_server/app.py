@@ -225,7 +225,7 @@ def connect(settings: ServerSettings, progress: Progress | None = None) -> Byzer
         from byzerllm.runtime.cluster import connect_cluster
 
         # What workers print may be what people asked, and is no business of the server's log.
-        connect_cluster(settings.ray_address, log_to_driver=False, logging_level=logging.WARNING)
+        connect_cluster(settings.ray_address, log_to_driver=False, logging_level=logging.ERROR)
         return ByzerLLM()
     from byzerllm.cli.upfile import read_up_file
     from byzerllm.runtime.local import local_runtime

@@ -13,6 +13,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -120,6 +121,7 @@ class _Server(uvicorn.Server):
                 raise
             # Nothing was served: as any program that a signal ends.
             raise SystemExit(128 + self._stopped_by) from None
+        self._take_signals()
         try:
             await super().startup(sockets)
         except OSError as error:
@@ -159,19 +161,25 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        before = {
-            number: signal.signal(number, self.handle_exit)
-            for number in self._signals
-            # `nohup` has SIGINT ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
+        before = self._take_signals()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _take_signals(self) -> dict[signal.Signals, Any]:
+        """Again once Ray is connected: its C++ half takes SIGTERM for a crash, and aborts the
+        process three seconds later by an alarm."""
+        return {
+            number: signal.signal(number, self.handle_exit)
+            for number in self._signals
+            # `nohup` has SIGINT ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        signal.alarm(0)
         if self._stopped_by is not None:
             end_at_once(sig)
         self._stopped_by = signal.Signals(sig)
