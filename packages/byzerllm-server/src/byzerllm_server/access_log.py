@@ -133,7 +133,6 @@ class LineWriter(logging.Handler):
     """
 
     def __init__(self, target: str) -> None:
-        super().__init__()
         self._target = target
         self._lines: deque[str] = deque()
         self._lost = 0
@@ -146,6 +145,7 @@ class LineWriter(logging.Handler):
             raise UsageError(
                 f"--access_log: {target} cannot be written: {error.strerror}"
             ) from None
+        super().__init__()
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
