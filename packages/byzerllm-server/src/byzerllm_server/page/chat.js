@@ -21,6 +21,7 @@ export class ChatView {
     this.images = [];
     this.draft = load("draft", "");
     this.running = null;
+    this.leaving = false;
     this.frame = 0;
     this.following = true;
     this.settings = new Settings({ onClose: () => this.toggleSettings(false) });
@@ -34,7 +35,14 @@ export class ChatView {
       this.settings.element,
     );
     this.takeDrops();
-    window.addEventListener("pagehide", () => this.conversation.save());
+    // A browser breaks the streams of a page before it hides the page.
+    window.addEventListener("beforeunload", () => {
+      this.leaving = true;
+    });
+    window.addEventListener("pagehide", () => {
+      this.stop();
+      this.conversation.save();
+    });
     this.settings.element.hidden = !load("settingsOpen", false) || window.innerWidth < 900;
   }
 
@@ -326,6 +334,7 @@ export class ChatView {
   async generate() {
     const stopping = new AbortController();
     this.running = stopping;
+    this.leaving = false;
     const body = { model: this.app.model, messages: this.conversation.sent(this.settings.values.system), ...this.settings.parameters() };
     const message = this.conversation.answer(this.app.model);
     this.show(message);
@@ -344,7 +353,7 @@ export class ChatView {
     try {
       message.requestId = await this.ask(body, stopping.signal, onChunk, times);
     } catch (error) {
-      if (error.name === "AbortError") message.stopped = true;
+      if (error.name === "AbortError" || this.leaving) message.stopped = true;
       else message.error = (error instanceof ApiError ? error : new ApiError(String(error))).plain;
     }
     message.calls = message.calls.filter(Boolean);
