@@ -6,6 +6,7 @@ passed on: `nox -s tests -- packages/byzerllm-core -k balancer`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -62,6 +63,15 @@ def _install_all(session: nox.Session, extras: str, *more: str) -> None:
     session.install(*TESTED_TOGETHER, *ours, *more, silent=False)
 
 
+def _chromium(session: nox.Session) -> None:
+    """The browser that the tests of the page drive, where it can be had: they skip without it."""
+    if shutil.which("chromium") or not shutil.which("apt-get") or os.geteuid() != 0:
+        return
+    install = "apt-get update -q && apt-get install -y -q --no-install-recommends chromium"
+    session.run("sh", "-c", f"timeout 300 sh -c '{install}' || echo 'no chromium'",
+                external=True, silent=True, env={"DEBIAN_FRONTEND": "noninteractive"})  # fmt: skip
+
+
 @nox.session(python=PYTHON)
 def quickstart(session: nox.Session) -> None:
     """Deploy a small real model on a local Ray, ask it, take it off again."""
@@ -72,6 +82,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def tests(session: nox.Session) -> None:
     """All tests of all packages."""
+    _chromium(session)
     _install_all(session, "demo,hf,modelscope", *_group("test"))
     session.run("pytest", *session.posargs, env=TEST_ENV)
 
