@@ -59,7 +59,7 @@ def _install_all(session: nox.Session, extras: str, *more: str) -> None:
             "minutes on two cores, once per machine. pip says 'still running...' meanwhile."
         )
     ours = ("-e", f"{CORE}[{extras}]", "-e", LLAMACPP, "-e", f"{SAAS}[all]")
-    ours += ("-e", f"{SERVER}[otel,postgres]")
+    ours += ("-e", f"{SERVER}[otel,postgres,ray-serve]")
     session.install(*TESTED_TOGETHER, *ours, *more, silent=False)
 
 
@@ -105,7 +105,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 def types(session: nox.Session) -> None:
     """mypy --strict over all packages. Needs no llama.cpp."""
-    members = ("-e", CORE, "-e", SAAS, "-e", f"{SERVER}[otel,postgres]")
+    members = ("-e", CORE, "-e", SAAS, "-e", f"{SERVER}[otel,postgres,ray-serve]")
     session.install(*TESTED_TOGETHER, *members, *_group("types"), silent=False)
     session.run("mypy", *session.posargs)
 

@@ -258,12 +258,20 @@ class Application:
 
     Args:
         progress: shows how models load.
+        connected: this process is connected to Ray already, and stays so.
     """
 
-    def __init__(self, settings: ServerSettings, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        progress: Progress | None = None,
+        connected: bool = False,
+    ) -> None:
         self.settings = settings
         self.server: Server | None = None
         self._progress = progress
+        self._connected = connected
 
     async def start(self) -> Server:
         """Connect and deploy; the loop that runs here becomes the client's, too."""
@@ -288,7 +296,8 @@ class Application:
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await server.close()
-                await asyncio.to_thread(disconnect, self.settings)
+                if not self._connected:
+                    await asyncio.to_thread(disconnect, self.settings)
         except Exception:
             Server.logger.exception("stopping: something was not given back")
 

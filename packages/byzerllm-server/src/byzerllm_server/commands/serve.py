@@ -72,6 +72,10 @@ MEBI = 1024 * 1024
         help=_("Longest request, in MiB."))  # fmt: skip
 @option("--workers", "processes", type=click.IntRange(1, 256), default=1, show_default=True,
         metavar="N", help=_("Processes that share the port."))  # fmt: skip
+@option("--ray_serve", is_flag=True,
+        help=_("Serve from every node of the cluster, by Ray Serve."))  # fmt: skip
+@option("--num_replicas", type=click.IntRange(1, 1000), default=1, show_default=True,
+        metavar="N", help=_("Processes that answer, with --ray_serve."))  # fmt: skip
 @option("--body_timeout", type=click.FloatRange(0, min_open=True), default=60.0,
         show_default=True, help=_("Seconds in which a request must have come."))  # fmt: skip
 @option("--request_timeout", type=click.FloatRange(0, min_open=True), default=600.0,
@@ -97,6 +101,11 @@ def command(**given: Any) -> None:
         _warn_of_open_door(settings)
         session.hint(_("listening on {address} - stop it with Ctrl-C").format(address=address))
 
+    if given["ray_serve"]:
+        from byzerllm_server.ray_serve import serve_on_ray
+
+        serve_on_ray(settings, num_replicas=given["num_replicas"], announce=announce)
+        return
     serve(settings, announce=announce, progress=WorkerProgress)
 
 
@@ -133,6 +142,10 @@ def _settings(given: dict[str, Any]) -> ServerSettings:
                 "--config goes with --runtime local; models of a cluster are deployed with "
                 "byzerllm up"
             )
+        )
+    if given["ray_serve"] and (given["runtime"] == "local" or given["processes"] > 1):
+        raise UsageError(
+            _("--ray_serve goes with --num_replicas, not with --workers or --runtime local")
         )
     if bool(given["ssl_certfile"]) != bool(given["ssl_keyfile"]):
         raise UsageError(_("--ssl_certfile and --ssl_keyfile go together"))
