@@ -9,8 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import tempfile
 import threading
+import uuid
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -66,9 +70,13 @@ def serve_on_ray(
 def application(settings: ServerSettings, *, num_replicas: int = 1) -> Any:
     """What `ray.serve.run` takes. The settings, with the key, are kept in the cluster."""
     serve = _ray_serve()
+    name = f"byzerllm-metrics-{uuid.uuid4().hex}"
 
     def build() -> Application:
-        return Application(settings, connected=True)
+        # Of a node's replicas any may be asked for the metrics of all.
+        folder = Path(tempfile.gettempdir(), name)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return Application(replace(settings, metrics_folder=str(folder)), connected=True)
 
     deployment = serve.deployment(
         serve.ingress(build)(),
