@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anthropic
 import httpx
 import pytest
 
+from byzerllm_server.calls import Call
+from byzerllm_server.events import EventStream
 from vendors.claude import ClaudeVendor
 from vendors.openai import PIXEL, OpenAIVendor
 from vendors.server import Answer, Refuse
@@ -484,6 +487,19 @@ def test_a_small_model_calls_in_words(smol: anthropic.Anthropic, stream: bool) -
 
 
 @pytest.mark.model
+def test_how_hard_to_think_is_the_templates_to_read(smol: anthropic.Anthropic) -> None:
+    """A template that knows nothing of it leaves it alone."""
+    message = smol.messages.create(
+        model="smol",
+        max_tokens=5,
+        messages=HELLO,  # type: ignore[arg-type]
+        thinking={"type": "adaptive"},
+        output_config={"effort": "low"},
+    )
+    assert message.usage.output_tokens == 5
+
+
+@pytest.mark.model
 def test_a_small_model_is_kept_to_a_schema(smol: anthropic.Anthropic) -> None:
     shape = {
         "type": "object",
@@ -614,6 +630,45 @@ def test_a_caller_that_leaves_stops_the_generation(
     finally:
         gpt.pace = 0.001
     assert gpt.left == left + 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_caller_that_leaves_stops_calls_in_words(http: httpx.Client, stream: bool) -> None:
+    body = {"model": "slow", "max_tokens": 500, "messages": HELLO, "tools": [WEATHER]}
+    with pytest.raises(httpx.ReadTimeout):
+        http.post(PATH, json={**body, "stream": stream}, timeout=2)
+    end = time.monotonic() + 4
+    while running(http) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert running(http) == 0
+
+
+def running(http: httpx.Client) -> int:
+    """Requests that the model `slow`, which takes ten seconds for each, is at."""
+    lines = http.get("/metrics").text.splitlines()
+    found = [line for line in lines if line.startswith("byzerllm_worker_running{")]
+    assert found
+    return int(sum(float(line.split()[-1]) for line in found if 'model="slow"' in line))
+
+
+def test_a_silent_stream_pings() -> None:
+    sent: list[bytes] = []
+
+    async def silent() -> AsyncIterator[bytes]:
+        await asyncio.sleep(0.3)
+        yield b"at last"
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    async def receive() -> Any:
+        raise AssertionError("nothing more is read")
+
+    call = Call(id="req_1", dialect="anthropic")
+    stream = EventStream(silent(), call, ping_seconds=0.05)
+    asyncio.run(stream({"type": "http"}, receive, send))
+    assert sent.count(b'event: ping\ndata: {"type":"ping"}\n\n') >= 2
+    assert sent[-2:] == [b"at last", b""]
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://a.b/c.png"}}

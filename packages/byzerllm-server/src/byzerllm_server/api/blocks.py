@@ -12,6 +12,7 @@ import msgspec
 from byzerllm.errors import InvalidAnswerError
 from byzerllm.requests import GenerateChunk, GenerateResult, TokenLogprob, ToolCallDelta
 from byzerllm_server.api.question import as_chunk
+from byzerllm_server.calls import new_id
 
 Kind = Literal["thinking", "text", "tool"]
 
@@ -108,7 +109,8 @@ class Blocks:
         if piece.index > self._call:
             self._call = piece.index
             yield from self._end()
-            yield self._begin(Block(len(self.found), "tool", piece.id, piece.name))
+            id_ = piece.id or new_id("call_")
+            yield self._begin(Block(len(self.found), "tool", id_, piece.name))
         elif not piece.arguments:
             return
         elif self._open is None or self._open.kind != "tool" or piece.index < self._call:

@@ -19,7 +19,7 @@ from byzerllm.requests import (
 from byzerllm.requests import TokenLogprob as EngineLogprob
 from byzerllm.requests import Usage as EngineUsage
 from byzerllm_server.api.merging import merged, together
-from byzerllm_server.api.question import Question, keep_to_json
+from byzerllm_server.api.question import Question, keep_to_json, think
 from byzerllm_server.api.sampling import sampling_config
 from byzerllm_server.calls import Call, new_id
 from byzerllm_server.errors import HTTPError
@@ -65,9 +65,9 @@ async def _question(context: Context, body: schema.ChatCompletionRequest) -> Que
         config["logprobs"] = body.top_logprobs or 0
     elif body.top_logprobs is not None:
         raise HTTPError(400, "top_logprobs needs logprobs: true", parameter="top_logprobs")
-    for name in ("reasoning_effort", "chat_template_kwargs"):
-        if getattr(body, name) is not None:
-            config[name] = getattr(body, name)
+    if body.chat_template_kwargs is not None:
+        config["chat_template_kwargs"] = body.chat_template_kwargs
+    think(config, meta, body.reasoning_effort)
     _constrain(config, body.response_format, meta)
     return Question(
         context,

@@ -27,7 +27,7 @@ from byzerllm.requests import (
 from byzerllm.requests import Usage as EngineUsage
 from byzerllm_server.api.blocks import Began, Block, Blocks, Ended, Step, blocks_of
 from byzerllm_server.api.chat import shown_model
-from byzerllm_server.api.question import Question, check_object, keep_to_json
+from byzerllm_server.api.question import Question, check_object, keep_to_json, set_variable, think
 from byzerllm_server.calls import new_id
 from byzerllm_server.errors import HTTPError
 from byzerllm_server.events import PINGS, EventStream, event
@@ -89,7 +89,10 @@ async def count_tokens(context: Context, body: schema.CountTokensRequest) -> Res
     asked = conversation(body)
     if any(part["type"] != "text" for message in asked for part in _parts(message)):
         raise HTTPError(
-            400, "messages: the tokens of texts are counted, not those of images", code="no_text"
+            400,
+            "messages: the tokens of texts are counted, not those of images",
+            code="unsupported_by_model",
+            parameter="messages",
         )
     request = ApplyTemplateRequest(id=call.id, messages=text_messages(asked))
     applied = await gateway.send(call, request)
@@ -120,8 +123,7 @@ def _question(context: Context, meta: ModelMeta, body: schema.MessagesRequest) -
         config["stop"] = body.stop_sequences
     _think(config, body.thinking, meta)
     wanted = body.output_config
-    if wanted is not None and wanted.effort is not None:
-        config["reasoning_effort"] = wanted.effort
+    think(config, meta, wanted.effort if wanted else None)
     if wanted is not None and wanted.format is not None:
         keep_to_json(config, wanted.format.schema, meta, parameter="output_config.format")
     choice = body.tool_choice
@@ -144,9 +146,7 @@ def _think(config: dict[str, Any], wanted: schema.Thinking | None, meta: ModelMe
     if meta.model_deploy_type == "saas":
         config["thinking"] = msgspec.to_builtins(wanted)
         return
-    thinks = wanted.type != "disabled"
-    variables = config.get("chat_template_kwargs", {})
-    config["chat_template_kwargs"] = {"enable_thinking": thinks, **variables}
+    set_variable(config, "enable_thinking", wanted.type != "disabled")
 
 
 def _tools(tools: Sequence[schema.Tool]) -> list[dict[str, Any]]:

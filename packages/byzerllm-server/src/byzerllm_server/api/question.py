@@ -143,6 +143,22 @@ def keep_to_json(
     config["json_schema"] = json_schema
 
 
+def think(config: dict[str, Any], meta: ModelMeta, effort: str | None) -> None:
+    """How hard the model thinks; changes `config`. A vendor reads the parameter, a chat template
+    the variable, which one that does not know it leaves alone."""
+    if effort is None:
+        return
+    if meta.model_deploy_type == "saas":
+        config["reasoning_effort"] = effort
+    else:
+        set_variable(config, "reasoning_effort", effort)
+
+
+def set_variable(config: dict[str, Any], name: str, value: Any) -> None:
+    """Set a variable of the chat template, where the caller has not; changes `config`."""
+    config["chat_template_kwargs"] = {name: value, **config.get("chat_template_kwargs", {})}
+
+
 def check_object(shape: dict[str, Any], where: str) -> None:
     """Refuse a schema of a function's arguments that is not that of an object."""
     if shape.get("type") != "object":

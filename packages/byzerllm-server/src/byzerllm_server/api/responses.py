@@ -19,7 +19,7 @@ from byzerllm.requests import FinishReason, GenerateChunk, ModelMeta, TokenLogpr
 from byzerllm.requests import Usage as EngineUsage
 from byzerllm_server.api.blocks import Began, Block, Blocks, Ended, Grew, blocks_of
 from byzerllm_server.api.chat import shown_model
-from byzerllm_server.api.question import Question, check_object, keep_to_json
+from byzerllm_server.api.question import Question, check_object, keep_to_json, think
 from byzerllm_server.calls import Call, new_id
 from byzerllm_server.errors import HTTPError, problem_of
 from byzerllm_server.events import EventStream, event
@@ -82,11 +82,11 @@ def _question(context: Context, meta: ModelMeta, body: schema.ResponseRequest) -
         ("temperature", body.temperature),
         ("top_p", body.top_p),
         ("chat_template_kwargs", body.chat_template_kwargs),
-        ("reasoning_effort", body.reasoning and body.reasoning.effort),
         ("verbosity", body.text and body.text.verbosity),
     ):
         if value is not None:
             config[name] = value
+    think(config, meta, body.reasoning.effort if body.reasoning else None)
     if "message.output_text.logprobs" in (body.include or ()):
         config["logprobs"] = body.top_logprobs or 0
     elif body.top_logprobs:
