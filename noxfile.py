@@ -72,6 +72,11 @@ def _chromium(session: nox.Session) -> None:
                 external=True, silent=True, env={"DEBIAN_FRONTEND": "noninteractive"})  # fmt: skip
 
 
+def _install_for_tests(session: nox.Session) -> None:
+    _install_all(session, "demo,hf,modelscope", *_group("test"))
+    session.install("--no-deps", "-r", "constraints/clients.txt")
+
+
 @nox.session(python=PYTHON)
 def quickstart(session: nox.Session) -> None:
     """Deploy a small real model on a local Ray, ask it, take it off again."""
@@ -83,14 +88,14 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests of all packages."""
     _chromium(session)
-    _install_all(session, "demo,hf,modelscope", *_group("test"))
+    _install_for_tests(session)
     session.run("pytest", *session.posargs, env=TEST_ENV)
 
 
 @nox.session(python=PYTHON)
 def soak(session: nox.Session) -> None:
     """The tests that repeat faults and load, at full count."""
-    _install_all(session, "demo,hf,modelscope", *_group("test"))
+    _install_for_tests(session)
     session.run("pytest", "-m", "soak", *session.posargs, env={**TEST_ENV, "BYZERLLM_SOAK": "1"})
 
 
