@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 import byzerllm
@@ -117,3 +118,19 @@ def test_a_scrape_beside_many_requests(client: httpx.Client) -> None:
         thread.join()
     assert answers == [200] * 40
     assert figures(client)("requests_total", status="200") == before + 40
+
+
+def test_replicas_of_a_node_add_up(cluster: Any, client: httpx.Client) -> None:
+    options = ("--ray_serve", "--num_replicas", "2", "--port", str(free_port()))
+    with (
+        serving(cluster.address, *options) as running,
+        httpx.Client(base_url=running.url, timeout=60) as replicas,
+    ):
+        for _ in range(20):
+            assert replicas.post(CHAT, json=ask("one")).status_code == 200
+        # Whichever replica answers.
+        for _ in range(6):
+            of = figures(replicas)
+            assert of("requests_total", operation="chat", status="200") == 20
+            assert of("worker_up") == 2
+        assert running.stop(60) == 0
