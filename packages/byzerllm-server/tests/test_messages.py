@@ -427,6 +427,30 @@ def test_a_thinking_model_goes_on_after_its_call(
     assert blocks[1]["id"] == "toolu_1"
 
 
+def test_the_clients_own_tool_runner(hosted: anthropic.Anthropic, gpt: OpenAIVendor) -> None:
+    """It tries to have the conversation kept, and goes on without."""
+
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        return f"rain in {city}"
+
+    gpt.answers(Answer(tool_calls=[CALL]), Answer("It rains."))
+    runner = hosted.beta.messages.tool_runner(
+        model="gpt",
+        max_tokens=50,
+        messages=HELLO,  # type: ignore[arg-type]
+        tools=[weather],
+    )
+    *_, last = runner
+    assert last.content[0].to_dict()["text"] == "It rains."
+    assert last_body(gpt)["messages"][-1] == {
+        "role": "tool",
+        "tool_call_id": "call_1",
+        "content": "rain in Oslo",
+    }
+
+
 # A real small model.
 
 
@@ -570,6 +594,7 @@ def test_an_unknown_model(client: anthropic.Anthropic) -> None:
     body: Any = caught.value.body
     assert body["type"] == "error"
     assert body["error"]["type"] == "not_found_error"
+    assert caught.value.error_code == "model_not_found"
     assert body["request_id"] == caught.value.request_id
     assert caught.value.response.headers["x-request-id"] == body["request_id"]
 

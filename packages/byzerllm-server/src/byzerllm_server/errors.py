@@ -150,7 +150,8 @@ def error_body(problem: Problem, dialect: Dialect, request_id: str) -> bytes:
         kind = _ANTHROPIC_TYPES.get(
             problem.status, "api_error" if problem.status >= 500 else "invalid_request_error"
         )
-        said = {"type": kind, "message": problem.message}
+        details = {"error_code": problem.code}
+        said = {"type": kind, "message": problem.message, "details": details}
         return msgspec.json.encode({"type": "error", "error": said, "request_id": request_id})
     kind = _OPENAI_TYPES.get(
         problem.status, "server_error" if problem.status >= 500 else "invalid_request_error"

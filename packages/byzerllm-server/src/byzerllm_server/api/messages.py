@@ -57,6 +57,14 @@ _Part = dict[str, Any]
 async def messages(context: Context, body: schema.MessagesRequest) -> Response:
     call = context.call
     gateway = context.server.gateway
+    if body.thread is not None:
+        # By this code the client knows that it is to send whole conversations.
+        raise HTTPError(
+            400,
+            "thread: conversations are not kept; send all messages without it",
+            code="thread_unsupported_request",
+            parameter="thread",
+        )
     gateway.open(call, body.model)
     question = _question(context, await gateway.meta(call), body)
     if body.stream:

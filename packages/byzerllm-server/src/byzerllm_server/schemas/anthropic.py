@@ -22,9 +22,14 @@ ObjectSchema = Annotated[
 ]
 
 
+class ErrorCode(Struct, kw_only=True):
+    error_code: str
+
+
 class ErrorDetail(Struct, kw_only=True):
     type: str
     message: str
+    details: ErrorCode
 
 
 class Error(Struct, kw_only=True):
@@ -170,6 +175,8 @@ class MessagesRequest(Conversation, kw_only=True):
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     stop_sequences: Annotated[list[Text], Meta(max_length=16)] | None = None
     stream: bool | None = None
+    # Refused: nothing is kept.
+    thread: dict[str, Any] | None = None
     # vLLM's
     chat_template_kwargs: dict[str, Any] | None = None
     # Taken and of no effect: they steer Anthropic's own platform.
