@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,12 @@ class Log:
 
 
 @pytest.fixture(scope="module")
-def log(serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Log:
+def log(serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Log]:
     path = tmp_path_factory.mktemp("log") / "access.log"
     served = serving("--api_key", KEY, "--access_log", str(path))
-    return Log(served, path)
+    found = Log(served, path)
+    with found.client:
+        yield found
 
 
 def test_a_request_is_one_line(log: Log) -> None:

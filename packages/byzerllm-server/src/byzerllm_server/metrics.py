@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import time
@@ -30,6 +31,7 @@ from byzerllm.runtime import retries
 from byzerllm_server.calls import CURRENT, Call
 from byzerllm_server.gateway import Gateway
 
+logger = logging.getLogger("byzerllm.server")
 STAT_SECONDS = 2.0
 """A scrape waits so long for the workers' figures."""
 STAT_EVERY_SECONDS = 1.0
@@ -265,7 +267,9 @@ class Workers(Collector):
         try:
             self._rows = await asyncio.to_thread(self._gateway.client.stat)
             self._reachable = True
-        except Exception:
+        except Exception as error:
+            if self._reachable:
+                logger.warning("the workers' figures cannot be had: %s", error)
             self._rows, self._reachable = [], False
         self.models.update(row["model"] for row in self._rows)
 
