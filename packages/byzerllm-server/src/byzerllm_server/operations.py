@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from byzerllm_server.app import Server
 
 JSON = "application/json"
+SKIPPED_BYTES = 64 * 1024
+SKIPPED_SECONDS = 1.0
+"""The body of a request whose key is refused is read away where it is no longer, and comes by
+then; else the connection is closed."""
 
 
 class Body(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -130,7 +134,7 @@ class Endpoint:
 
         try:
             if not self._operation.open:
-                await self._server.authorize(context)
+                await self._authorize(context, receive)
             arguments = await self._read(context, receive)
             leaving = asyncio.create_task(leave())
             response = await self._operation.handler(context, *arguments)
@@ -147,6 +151,15 @@ class Endpoint:
         finally:
             if leaving is not None:
                 leaving.cancel()
+
+    async def _authorize(self, context: Context, receive: Receive) -> None:
+        try:
+            await self._server.authorize(context)
+        except HTTPError as refusal:
+            # A caller that is over its limits comes again; its connection is worth a short body.
+            if not await _skip_body(context.scope, receive):
+                refusal.headers["connection"] = "close"
+            raise
 
     async def _refuse(
         self, error: Exception, call: Call, scope: Scope, receive: Receive, send: Send
@@ -248,6 +261,23 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         pieces.append(piece)
         if not message.get("more_body"):
             return b"".join(pieces) if len(pieces) > 1 else piece
+
+
+async def _skip_body(scope: Scope, receive: Receive) -> bool:
+    """Read a body that nobody wants; False where it is too long, or too slow."""
+    if header(scope, b"transfer-encoding"):
+        return False
+    length = header(scope, b"content-length") or "0"
+    if not length.isdigit() or int(length) > SKIPPED_BYTES:
+        return False
+    if int(length) == 0:
+        return True
+    try:
+        async with asyncio.timeout(SKIPPED_SECONDS):
+            await read_body(scope, receive, SKIPPED_BYTES)
+    except (TimeoutError, HTTPError):
+        return False
+    return True
 
 
 def _too_large(limit: int) -> HTTPError:

@@ -230,7 +230,7 @@ def _entry(key: Key) -> dict[str, Any]:
     for field in _TIMES:
         moment = getattr(key, field)
         if moment:
-            entry[field] = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+            entry[field] = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
     if key.models is not None:
         entry["models"] = list(key.models)
     for field in LIMITS:
