@@ -116,6 +116,8 @@ def test_tokens_per_second_of_a_running_stream(http: httpx.Client) -> None:
         next(pieces)
         rows = eventually(http, lambda rows: rows["slow"]["running"] == 1)
         assert rows["slow"]["concurrency"] == 1000
+        # Known at once, not only when the stream has ended.
+        eventually(http, lambda rows: rows["slow"]["ttft_p50"] is not None)
         for _ in pieces:
             pass
     eventually(http, lambda rows: rows["slow"]["tokens_per_second"] > 1)

@@ -83,25 +83,30 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self._ended: dict[str, deque[tuple[float, float, bool]]] = {}
+        self._running: dict[int, Call] = {}
+        self._ended: dict[str, deque[tuple[float, float, float, bool]]] = {}
 
     def began(self, call: Call) -> None:
-        """Nothing is known yet."""
+        self._running[id(call)] = call
 
     def ended(self, call: Call, scope: Scope, status: int, seconds: float) -> None:
+        self._running.pop(id(call), None)
         if not call.sent:
             return
-        ttft = call.first - call.started if call.first else 0.0
         recent = self._ended.get(call.model)
         if recent is None:
             recent = self._ended[call.model] = deque(maxlen=SEEN_MOST)
-        recent.append((time.monotonic(), ttft, status >= 500 or bool(call.error)))
+        failed = status >= 500 or bool(call.error)
+        recent.append((time.perf_counter(), call.first, call.first - call.started, failed))
 
     def of(self, model: str) -> tuple[float | None, float, float]:
         """Median TTFT, requests per second, errors per second."""
-        since = time.monotonic() - WINDOW_SECONDS
+        since = time.perf_counter() - WINDOW_SECONDS
         recent = [row for row in self._ended.get(model, ()) if row[0] >= since]
-        times = [ttft for _, ttft, _ in recent if ttft]
+        times = [ttft for _, first, ttft, _ in recent if first >= since]
+        for call in self._running.values():
+            if call.model == model and call.first >= since:
+                times.append(call.first - call.started)
         failed = sum(1 for *_, error in recent if error)
         median = statistics.median(times) if times else None
         return median, len(recent) / WINDOW_SECONDS, failed / WINDOW_SECONDS

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import re
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 
@@ -49,6 +52,16 @@ models:
       saas.api_key: {vendor.key}
       saas.base_url: {vendor.url}/v1
       saas.model: gpt-4o
+"""
+SHOWN = """
+version: 1
+models:
+  smollm2:
+    model_path: "demo:smollm2-135m-instruct"
+    infer_backend: llama_cpp
+  echo:
+    infer_backend: echo
+    infer_params: {delay: 0.02}
 """
 MARKDOWN = """# Title
 
@@ -94,6 +107,12 @@ HOSTILE = """<script>window.harmed = 1</script>
 @pytest.fixture(scope="module")
 def server(serving: Callable[..., Any]) -> Any:
     return serving(config=MODELS)
+
+
+@pytest.fixture(scope="module")
+def keyed(serving: Callable[..., Any]) -> Any:
+    """A server that wants `KEY`."""
+    return serving("--api_key", KEY)
 
 
 @pytest.fixture
@@ -585,10 +604,8 @@ def test_a_tool_call_is_shown_and_its_result_goes_on(
 # The key.
 
 
-def test_the_key_is_asked_for_and_stays_in_the_tab(
-    visit: Callable[..., Page], serving: Callable[..., Any]
-) -> None:
-    page = visit(serving("--api_key", KEY).url)
+def test_the_key_is_asked_for_and_stays_in_the_tab(visit: Callable[..., Page], keyed: Any) -> None:
+    page = visit(keyed.url)
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("API key")
     page.locator("#api-key").fill("wrong")
@@ -757,10 +774,9 @@ def test_load_of_a_model_is_live(page: Page) -> None:
 
 @pytest.mark.parametrize("example", ["curl", "openai", "byzerllm"])
 def test_the_examples_work_as_they_are_shown(
-    visit: Callable[..., Page], serving: Callable[..., Any], tmp_path: Path, example: str
+    visit: Callable[..., Page], keyed: Any, tmp_path: Path, example: str
 ) -> None:
-    server = serving("--api_key", KEY)
-    page = visit(server.url)
+    page = visit(keyed.url)
     page.locator("#api-key").fill(KEY)
     page.keyboard.press("Enter")
     choose(page, "echo")
@@ -814,20 +830,59 @@ def test_a_phone_needs_no_scrolling_sideways(
 # Pictures for the documents.
 
 
+@pytest.fixture(scope="module")
+def shown(serving: Callable[..., Any]) -> Iterator[str]:
+    """The address of a server that has something to do."""
+    url = serving(config=SHOWN).url
+    stopping = threading.Event()
+
+    def ask_on(model: str, pause: float) -> None:
+        sentence = {"role": "user", "content": "Write a sentence about the sea."}
+        body = {"model": model, "messages": [sentence], "max_tokens": 40}
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while not stopping.wait(random.uniform(0.1, pause)):
+                client.post("/v1/chat/completions", json=body)
+
+    asking = [("smollm2", 3.0), ("smollm2", 5.0), ("echo", 0.6)]
+    threads = [threading.Thread(target=ask_on, args=row) for row in asking]
+    for thread in threads:
+        thread.start()
+    yield url
+    stopping.set()
+    for thread in threads:
+        thread.join()
+
+
 @pytest.mark.skipif(not SCREENSHOTS, reason="BYZERLLM_SCREENSHOTS=1 writes docs/images")
-@pytest.mark.parametrize(("locale", "theme"), [
-    ("en-US", "light"), ("en-US", "dark"), ("zh-CN", "light"), ("zh-CN", "dark"),
-])  # fmt: skip
+@pytest.mark.parametrize(("locale", "theme"), [("en-US", "dark"), ("zh-CN", "light")])
+def test_screenshots_of_models(
+    visit: Callable[..., Page], shown: str, locale: str, theme: str
+) -> None:
+    size = {"width": 1200, "height": 480}
+    page = visit(f"{shown}#models", locale=locale, color_scheme=theme, viewport=size)
+    page.wait_for_timeout(75_000)
+    page.screenshot(path=picture("models", locale, theme), animations="disabled")
+
+
+@pytest.mark.skipif(not SCREENSHOTS, reason="BYZERLLM_SCREENSHOTS=1 writes docs/images")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
 def test_screenshots(visit: Callable[..., Page], server: Any, locale: str, theme: str) -> None:
-    page = visit(server.url, locale=locale, color_scheme=theme)
+    size = {"width": 1200, "height": 720}
+    page = visit(server.url, locale=locale, color_scheme=theme, viewport=size)
     choose(page, "smollm2")
     setting(page, "temperature", "0")
     setting(page, "max_tokens", "160")
+    # What the small model adds to its answer is of little interest.
+    setting(page, "stop", "The `*`")
     page.locator("#open-settings").click()
-    folder = ROOT / "docs" / "images"
-    folder.mkdir(exist_ok=True)
     ask(page, "Write a Python function that merges two sorted lists.")
     ended(page)
     page.locator(".scroller").evaluate("element => element.scrollTo(0, 0)")
-    name = f"{locale[:2]}-{theme}.png"
-    page.screenshot(path=folder / f"chat-{name}", animations="disabled")
+    page.screenshot(path=picture("chat", locale, theme), animations="disabled")
+
+
+def picture(view: str, locale: str, theme: str) -> Path:
+    folder = ROOT / "docs" / "images"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{view}-{locale[:2]}-{theme}.png"
