@@ -20,6 +20,7 @@ version: 1
 models:
   echo: {infer_backend: echo}
   slow: {infer_backend: echo, infer_params: {delay: 0.1, chunks: 600}}
+  flood: {infer_backend: echo, infer_params: {chunks: 100000000}}
 """
 BODY_SECONDS = 3
 """What the server gives a caller to send its request."""
@@ -520,4 +521,27 @@ def test_callers_that_leave_end_their_generations(serving: Callable[..., Any]) -
     for read in (True, False):
         asyncio.run(_leave(served.url, 20, read=read))
     time.sleep(1)
+    after_all_that(served)
+
+
+async def _never_read(url: str) -> float:
+    """Ask for an endless answer and read nothing of it; the seconds until one is hung up on."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    _, writer = await asyncio.open_connection(host, int(port), limit=1)
+    writer.write(
+        said(CHAT, '{"model":"flood","stream":true,"messages":[{"role":"user","content":"hi"}]}')
+    )
+    start = time.monotonic()
+    async with asyncio.timeout(BODY_SECONDS + 10):
+        while not writer.transport.is_closing():
+            await asyncio.sleep(0.1)
+            # Nothing else tells a caller that does not read of the end.
+            with contextlib.suppress(ConnectionError):
+                writer.write(b"\r\n")
+    return time.monotonic() - start
+
+
+def test_a_caller_that_does_not_read(serving: Callable[..., Any]) -> None:
+    served = serving("--api_key", KEY, "--body_timeout", str(BODY_SECONDS), config=MODELS)
+    assert BODY_SECONDS - 1 < asyncio.run(_never_read(served.url)) < BODY_SECONDS + 5
     after_all_that(served)

@@ -48,7 +48,8 @@ class HTTPError(Exception):
 
 def stopping() -> HTTPError:
     """The refusal of a server that was told to stop."""
-    return HTTPError(503, "the server is stopping; ask another one", code="stopping")
+    message = "the server is stopping; ask another one"
+    return HTTPError(503, message, code="stopping", retry_after=1.0)
 
 
 @dataclass(frozen=True)
