@@ -437,6 +437,12 @@ def test_a_small_model_is_kept_to_a_schema(smol: openai.OpenAI) -> None:
 # Errors.
 
 
+def test_responses_are_not_kept(client: openai.OpenAI) -> None:
+    made = client.responses.create(model="echo", input="hello", store=True)
+    with pytest.raises(openai.NotFoundError, match="not kept"):
+        client.responses.retrieve(made.id)
+
+
 def test_an_unknown_model(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.responses.create(model="nobody", input="hello")

@@ -57,6 +57,16 @@ async def responses(context: Context, body: schema.ResponseRequest) -> Response:
     return Response(encode(whole), media_type="application/json")
 
 
+async def kept_response(context: Context) -> Response:
+    """There is none, and it is said why."""
+    raise HTTPError(
+        404,
+        f"there is no response {context.scope['path_params']['response']!r}: responses are not "
+        "kept here",
+        code="response_not_found",
+    )
+
+
 # What is asked.
 
 
@@ -479,5 +489,13 @@ OPERATIONS = [
         extra=True,
         answer=schema.Response,
         event=schema.StreamEvent,
-    )
+    ),
+    Operation(
+        name="response",
+        method="GET",
+        path="/v1/responses/{response}",
+        summary="Refused: responses are not kept",
+        handler=kept_response,
+        documented=False,
+    ),
 ]
