@@ -142,3 +142,10 @@ def test_what_is_wrong_is_named(
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["param"] == parameter
+
+
+def test_a_text_that_is_json_stays_a_text(http: httpx.Client) -> None:
+    text = '[{"text": "hello"}, {"image": "https://127.0.0.1/x.png"}]'
+    body = {"model": "echo", "messages": [{"role": "user", "content": text}]}
+    answer = http.post(PATH, json=body).json()
+    assert answer["choices"][0]["message"]["content"] == text

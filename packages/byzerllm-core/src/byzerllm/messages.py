@@ -36,12 +36,13 @@ _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?P<options>(;[^;,]*)*
 _ANSWERS_WITHOUT_TEXT = ("tool_calls", "function_call", "refusal", "audio")
 
 
-def normalise(conversations: str | Sequence[Any]) -> list[Message]:
+def normalise(conversations: str | Sequence[Any], *, short_forms: bool = True) -> list[Message]:
     """Messages in OpenAI's shape; what the caller passed stays as it is.
 
     Args:
         conversations: a list of messages (mappings, or objects with `role` and `content`), or one
             text, which is one user message.
+        short_forms: a content that is JSON text of parts means these parts.
 
     Raises:
         ParameterError: an empty conversation, or a message that is none; names its index.
@@ -58,7 +59,7 @@ def normalise(conversations: str | Sequence[Any]) -> list[Message]:
         raise ParameterError(
             "conversations: empty; at least one message is needed", parameter="conversations"
         )
-    return [_message(index, message) for index, message in enumerate(conversations)]
+    return [_message(index, message, short_forms) for index, message in enumerate(conversations)]
 
 
 def with_image(messages: Sequence[Message], image: str) -> list[Message]:
@@ -94,7 +95,7 @@ def text_of(content: str | Sequence[Mapping[str, Any]] | None) -> str:
     return "\n".join(part["text"] for part in content or () if part.get("type") == "text")
 
 
-def _message(index: int, given: Any) -> Message:
+def _message(index: int, given: Any, short_forms: bool) -> Message:
     message = given.copy() if type(given) is dict else _as_dict(index, given)
     role = message.get("role")
     if type(role) is not str or role not in ROLES:
@@ -102,7 +103,7 @@ def _message(index: int, given: Any) -> Message:
     content = message.get("content")
     if type(content) is str:
         # Only what can be the seed's form is parsed: this runs for every message of every call.
-        if content[:1] in "[ \n\t\r" and _may_hold_parts(content):
+        if short_forms and content[:1] in "[ \n\t\r" and _may_hold_parts(content):
             message["content"] = _from_json_text(index, content)
     elif isinstance(content, (list, tuple)):
         message["content"] = _parts(index, content)

@@ -6,6 +6,7 @@ Source: the section on server-sent events of the HTML standard.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -13,9 +14,11 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from byzerllm.errors import ByzerLLMError
 from byzerllm_server.calls import Call, Dialect
-from byzerllm_server.errors import error_event, error_response, stopping
+from byzerllm_server.errors import HTTPError, error_event, error_response, stopping
 
+logger = logging.getLogger("byzerllm.server")
 PINGS: dict[Dialect, bytes] = {
     "openai": b": ping\n\n",
     "anthropic": b'event: ping\ndata: {"type":"ping"}\n\n',
@@ -121,6 +124,8 @@ class EventStream(Response):
                         await self._drained.wait()
         except Exception as error:
             self._failure = error
+            if not isinstance(error, ByzerLLMError | HTTPError):
+                logger.exception("request %s failed", self._call.id)
         finally:
             self._ended = True
             self._ready.set()

@@ -182,6 +182,11 @@ def _refused(address: str) -> ClusterAuthenticationError:
 def _explained(address: str, error: Exception) -> ClusterError:
     text = f"{type(error).__name__}: {error}"
     lowered = text.lower()
+    if address == "local":
+        return ClusterError(
+            f"Ray did not start on this machine ({text.splitlines()[0][:300]}); where it is short "
+            "of memory or very busy, try again when it has less to do"
+        )
     if any(word in lowered for word in ("unauthenticated", "authentication", "auth_token")) or (
         "token" in lowered
     ):

@@ -60,7 +60,7 @@ class Question:
         self._gateway = context.server.gateway
         self.call = context.call
         self.n = n
-        self._messages = normalise(messages)
+        self._messages = normalise(messages, short_forms=False)
         if not meta.tools:
             # Calls and results of before are told in words, too.
             self._messages = text_messages(self._messages)

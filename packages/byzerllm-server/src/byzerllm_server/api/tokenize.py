@@ -36,7 +36,7 @@ async def _text(context: Context, body: schema.TokenizeRequest) -> str:
         raise HTTPError(400, "send either prompt or messages", parameter="prompt")
     if body.prompt is not None:
         return body.prompt
-    messages = normalise(context.raw["messages"])
+    messages = normalise(context.raw["messages"], short_forms=False)
     request = ApplyTemplateRequest(id=context.call.id, messages=messages)
     result = await context.server.gateway.send(context.call, request)
     assert isinstance(result, ApplyTemplateResult)
