@@ -299,7 +299,7 @@ class Bench:
         with contextmanager(self._server)() as server:
             for turn in range(self.options.rounds):
                 topics = [f"{TOPICS[n]} in year {turn + 1900}" for n in range(EIGHT)]
-                # Short, without the template's system message: what is measured is growing together.
+                # Without the template's system message: growing together is what is measured.
                 prompts = [f"A long story about {topic}:" for topic in topics]
                 whole, steps = raw.rate(prompts, self.options.tokens)
                 note("raw", whole)
