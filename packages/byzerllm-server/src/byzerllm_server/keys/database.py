@@ -344,13 +344,19 @@ class Database:
     # Windows.
 
     async def take(
-        self, key_id: str, requests_per_minute: int | None, tokens_per_minute: int | None
+        self,
+        key_id: str,
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        tokens: int = 0,
     ) -> Window:
-        """Count one request in the window of a key, unless the window is full."""
+        """Count one request in the window of a key, and `tokens` of those before it, unless the
+        window is full with them; then nothing is counted."""
         values = {
             "key_id": key_id,
             "rpm": -1 if requests_per_minute is None else requests_per_minute,
             "tpm": -1 if tokens_per_minute is None else tokens_per_minute,
+            "tokens": tokens,
         }
         if self.local:
             values["now"] = time.time()
@@ -359,12 +365,14 @@ class Database:
             admitted = row is not None
             if row is None:
                 row = (await connection.execute(self._window, values)).one()
-        return Window(float(row[0]), row[1], row[2], float(row[3]), admitted)
+        counted = row[2] if admitted else row[2] + tokens
+        return Window(float(row[0]), row[1], counted, float(row[3]), admitted)
 
     def _take_statement(self) -> Any:
         # One statement, so that of many at once exactly as many pass as there is room for.
+        tokens = bindparam("tokens", type_=BigInteger)
         made = self._insert(_windows).values(
-            key_id=bindparam("key_id"), started=self._now, requests=1, tokens=0
+            key_id=bindparam("key_id"), started=self._now, requests=1, tokens=tokens
         )
         old = _windows.c
         over = old.started <= self._now - WINDOW_SECONDS
@@ -374,9 +382,12 @@ class Database:
             set_={
                 "started": case((over, self._now), else_=old.started),
                 "requests": case((over, 1), else_=old.requests + 1),
-                "tokens": case((over, 0), else_=old.tokens),
+                "tokens": case((over, tokens), else_=old.tokens + tokens),
             },
-            where=or_(over, and_(or_(rpm < 0, old.requests < rpm), or_(tpm < 0, old.tokens < tpm))),
+            where=or_(
+                over,
+                and_(or_(rpm < 0, old.requests < rpm), or_(tpm < 0, old.tokens + tokens < tpm)),
+            ),
         ).returning(old.started, old.requests, old.tokens, self._now.label("now"))
 
     async def charge(self, amounts: Sequence[tuple[str, int, int]]) -> None:

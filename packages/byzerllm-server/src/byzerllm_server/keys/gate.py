@@ -173,8 +173,7 @@ class KeyGate:
         if self._shared and not self._down and time.monotonic() >= self._alone_until:
             try:
                 async with asyncio.timeout(TAKE_SECONDS):
-                    await self._charge(account)
-                    window = await self._database.take(key.id, *limits)
+                    window = await self._take_shared(account, limits)
             except FAILURES as error:
                 self._count_alone(error)
             else:
@@ -184,6 +183,21 @@ class KeyGate:
         if self._shared and window.admitted:
             requests, tokens = account.uncharged
             account.uncharged = (requests + 1, tokens)
+        return window
+
+    async def _take_shared(self, account: Account, limits: tuple[int | None, int | None]) -> Window:
+        if account.uncharged[0]:
+            await self._charge(account)
+        requests, tokens = account.uncharged
+        account.uncharged = (requests, 0)
+        admitted = False
+        try:
+            window = await self._database.take(account.key.id, *limits, tokens)
+            admitted = window.admitted
+        finally:
+            if not admitted:
+                requests, newer = account.uncharged
+                account.uncharged = (requests, tokens + newer)
         return window
 
     def _count_alone(self, error: BaseException) -> None:
