@@ -86,7 +86,8 @@ def test_without_the_page(serving: Callable[..., Any]) -> None:
 
 
 def test_figures(http: httpx.Client) -> None:
-    body = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
+    question = {"role": "user", "content": "one two three"}
+    body = {"model": "echo", "messages": [question], "stream": True}
     for _ in range(3):
         assert http.post("/v1/chat/completions", json=body).status_code == 200
     # The figures may be a second old.

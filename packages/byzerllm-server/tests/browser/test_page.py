@@ -123,6 +123,7 @@ def page(visit: Callable[..., Page], server: Any) -> Page:
 def choose(page: Page, model: str) -> None:
     page.keyboard.press("Control+k")
     page.get_by_role("combobox").fill(model)
+    expect(page.get_by_role("option").first).to_contain_text(model)
     page.keyboard.press("Enter")
     expect(page.locator("#picker")).to_have_text(model)
     expect(page.locator("#question")).to_be_focused()
@@ -841,7 +842,7 @@ def shown(serving: Callable[..., Any]) -> Iterator[str]:
         body = {"model": model, "messages": [sentence], "max_tokens": 40}
         with httpx.Client(base_url=url, timeout=60) as client:
             while not stopping.wait(random.uniform(0.1, pause)):
-                client.post("/v1/chat/completions", json=body)
+                client.post("/v1/chat/completions", json={**body, "stream": True})
 
     asking = [("smollm2", 3.0), ("smollm2", 5.0), ("echo", 0.6)]
     threads = [threading.Thread(target=ask_on, args=row) for row in asking]

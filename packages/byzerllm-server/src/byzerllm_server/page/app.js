@@ -123,6 +123,7 @@ class App {
     try {
       const { data } = await get("v1/models");
       this.names = data.map((model) => model.id);
+      this.refreshPicker?.();
     } catch (error) {
       if (error.status === 401 && (await this.askKey(error.message))) return;
       this.toast(this.explain(error), t("tryAgain"), () => this.loadModels());
@@ -140,6 +141,7 @@ class App {
   noteModels(models) {
     this.tasks = new Map(models.map((model) => [model.name, model.task]));
     this.names = models.map((model) => model.name);
+    this.refreshPicker?.();
     // A chat is what this page is for.
     const chats = models.filter((model) => model.task === "chat" || !model.task);
     if (!load("model", "") && this.tasks.get(this.model) && this.tasks.get(this.model) !== "chat" && chats.length) {
@@ -215,7 +217,9 @@ class App {
       field.setAttribute("aria-activedescendant", matching.length ? `option-${at}` : "");
       list.children[at]?.scrollIntoView({ block: "nearest" });
     };
+    this.refreshPicker = () => show(field.value, Math.min(at, Math.max(0, matching.length - 1)));
     dialog.addEventListener("close", () => {
+      this.refreshPicker = null;
       dialog.remove();
       const back = opener?.isConnected && opener !== document.body ? opener : document.getElementById(this.view === "chat" ? "question" : "picker");
       back?.focus();
