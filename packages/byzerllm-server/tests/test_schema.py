@@ -106,7 +106,7 @@ def _send(
         seen[f"{operation.label} {response.status_code // 100}xx"] += 1
         try:
             case.validate_response(response, checks=CHECKS)
-        except Exception as error:
+        except (Exception, BaseExceptionGroup) as error:
             body = json.dumps(case.body, default=repr)[:500]
             wrong.append(f"{operation.label} {body}\n{response.text[:300]}\n{str(error)[:900]}")
 

@@ -125,9 +125,18 @@ def _responses(operation: Operation, schemas: dict[int, Any], *, guarded: bool) 
     if operation.answer is None or operation.media != JSON:
         good[operation.media] = {"schema": {"type": "string"}}
     if operation.event is not None:
+        # As OpenAPI 3.2 describes an event; its `data` is JSON, but for OpenAI's last one.
+        data = {
+            "type": "string",
+            "contentMediaType": JSON,
+            "contentSchema": schemas[id(operation.event)],
+        }
         good["text/event-stream"] = {
-            "schema": {"type": "string"},
-            "x-event": schemas[id(operation.event)],
+            "schema": {
+                "type": "object",
+                "properties": {"event": {"type": "string"}, "data": data},
+                "required": ["data"],
+            }
         }
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": good}}
     error = AnthropicError if operation.dialect == "anthropic" else OpenAIError
