@@ -125,12 +125,14 @@ def _responses(operation: Operation, schemas: dict[int, Any], *, guarded: bool) 
     if operation.answer is None or operation.media != JSON:
         good[operation.media] = {"schema": {"type": "string"}}
     if operation.event is not None:
-        # As OpenAPI 3.2 describes an event; its `data` is JSON, but for OpenAI's last one.
-        data = {
+        # As OpenAPI 3.2 describes an event: its `data` is JSON, but for OpenAI's last one.
+        payload = {
             "type": "string",
             "contentMediaType": JSON,
             "contentSchema": schemas[id(operation.event)],
         }
+        openai = operation.dialect == "openai"
+        data = {"anyOf": [{"const": "[DONE]"}, payload]} if openai else payload
         good["text/event-stream"] = {
             "schema": {
                 "type": "object",
