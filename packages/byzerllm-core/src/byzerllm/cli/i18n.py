@@ -1,6 +1,7 @@
 """English and Chinese texts.
 
-The English text is the key; `locales/zh.po` holds the Chinese ones. `BYZERLLM_LANG` (`en`, `zh`)
+The English text is the key; `locales/zh.po` holds the Chinese ones, and a plugin that adds commands
+has a catalogue of its own (`add_catalogue`). `BYZERLLM_LANG` (`en`, `zh`)
 chooses, else the locale (`LC_ALL`, `LC_MESSAGES`, `LANG`, the first that is set).
 """
 
@@ -18,6 +19,16 @@ from byzerllm.errors import UsageError
 LANGUAGES = ("en", "zh")
 VARIABLE = "BYZERLLM_LANG"
 CATALOGUE = Path(__file__).parent / "locales" / "zh.po"
+
+
+_catalogues = [CATALOGUE]
+
+
+def add_catalogue(path: Path) -> None:
+    """Have Chinese texts looked up in a further `.po` file."""
+    if path not in _catalogues:
+        _catalogues.append(path)
+        _chinese.cache_clear()
 
 
 @functools.cache
@@ -41,7 +52,8 @@ def language() -> str:
 def _chinese() -> dict[str, str]:
     import polib
 
-    return {entry.msgid: entry.msgstr for entry in polib.pofile(str(CATALOGUE)) if entry.msgstr}
+    entries = (entry for path in _catalogues for entry in polib.pofile(str(path)))
+    return {entry.msgid: entry.msgstr for entry in entries if entry.msgstr}
 
 
 def _(text: str) -> str:
