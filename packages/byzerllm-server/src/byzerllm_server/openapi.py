@@ -51,6 +51,8 @@ def document(operations: Sequence[Operation], *, keys: bool) -> bytes:
         paths.setdefault(path, {})[operation.method.lower()] = _operation(
             operation, by_type, keys=keys
         )
+        if operation.body is not None and not operation.extra:
+            components[operation.body.__name__]["additionalProperties"] = False
         if operation.form is not None:
             form = components[operation.form.__name__]
             paths[path]["post"]["requestBody"] = _content(FORM, _form(form, operation.file))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -121,14 +122,15 @@ class _Chunks:
         usages: list[EngineUsage] = []
         begun: set[int] = set()
         streams = [question.chunks(index) for index in range(question.n)]
-        async for index, chunk in merged(streams):
-            if index not in begun:
-                begun.add(index)
-                yield self._event(index, b'{"role":"assistant","content":""}')
-            for encoded in self._pieces(index, chunk):
-                yield encoded
-            if chunk.usage is not None:
-                usages.append(chunk.usage)
+        async with aclosing(merged(streams)) as chunks:  # type: ignore[type-var]
+            async for index, chunk in chunks:
+                if index not in begun:
+                    begun.add(index)
+                    yield self._event(index, b'{"role":"assistant","content":""}')
+                for encoded in self._pieces(index, chunk):
+                    yield encoded
+                if chunk.usage is not None:
+                    usages.append(chunk.usage)
         if self._include_usage:
             usage = encode(usage_of(usages))
             yield self._head + b'],"usage":' + usage + b"}\n\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -103,12 +104,13 @@ class _Work:
             self._gateway.stream(self._call, self._request(index, True))
             for index in range(self.count)
         ]
-        async for index, chunk in merged(streams):
-            if chunk.usage is not None:
-                usages[index] = chunk.usage
-            if chunk.text or chunk.finish_reason is not None:
-                yield written(choices=[self._choice(index, chunk, offsets[index])])
-            offsets[index] += len(chunk.text)
+        async with aclosing(merged(streams)) as chunks:  # type: ignore[type-var]
+            async for index, chunk in chunks:
+                if chunk.usage is not None:
+                    usages[index] = chunk.usage
+                if chunk.text or chunk.finish_reason is not None:
+                    yield written(choices=[self._choice(index, chunk, offsets[index])])
+                offsets[index] += len(chunk.text)
         if include:
             yield written(choices=[], usage=self.usage(usages))
         yield DONE
