@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 import byzerllm
-from server_process import Serving, serving
+from server_process import Serving, free_port, serving
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 MODEL = "ray-served"
@@ -27,17 +26,11 @@ def question(*, stream: bool = False) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": content}], "stream": stream}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def served(cluster: Any) -> Iterator[Serving]:
     client = byzerllm.ByzerLLM().setup_cpus_per_worker(0.1).setup_infer_backend("echo")
     client.deploy(udf_name=MODEL, infer_params={"delay": 0.02, "chunks": 50})
-    options = ("--ray_serve", "--port", str(_free_port()), "--api_key", KEY)
+    options = ("--ray_serve", "--port", str(free_port()), "--api_key", KEY)
     with serving(cluster.address, *options) as running:
         yield running
         running.process.send_signal(signal.SIGTERM)

@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 import byzerllm
-from server_process import serving
+from server_process import free_port, serving
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 MODEL = "measured"
