@@ -221,7 +221,8 @@ def test_background_iteration_ends_with_its_caller() -> None:
 
 def stop(loop: BackgroundLoop) -> None:
     loop.loop.call_soon_threadsafe(loop.loop.stop)
-    loop._thread.join(5)
+    assert loop.thread is not None
+    loop.thread.join(5)
     loop.loop.close()
 
 

@@ -259,13 +259,15 @@ def test_a_slow_disk_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyP
         access_log.server_logger.removeHandler(handler)
         os.close(reader)
     assert 3000 <= lines < 10_000
-    (message,) = told
-    lost = re.search(r"(\d+) lines of the access log are lost", message)
+    lost = [re.search(r"(\d+) lines of the access log are lost", message) for message in told]
     assert lost
-    assert int(lost[1]) + lines == 10_001
+    assert all(lost)
+    assert sum(int(found[1]) for found in lost if found) + lines == 10_001
 
 
-def test_a_full_disk_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_told_seldom_and_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "access.log"
     writer = LineWriter(str(path))
     path.unlink()
@@ -278,7 +280,8 @@ def test_a_full_disk_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     writer.close()
     assert path.read_text() == "last\n"
     assert [record.getMessage() for record in caplog.records] == [
-        f"1 lines of the access log are lost: {path} cannot be written: Is a directory"
+        f"{count} lines of the access log are lost: {path} cannot be written: Is a directory"
+        for count in (1, 2)
     ]
 
 

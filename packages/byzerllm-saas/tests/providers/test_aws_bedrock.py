@@ -192,7 +192,7 @@ class TestBedrockClaude(BedrockTests):
     def test_vectors(self, vendor: Vendor) -> None:
         with self.other(vendor, self.embedding_model) as model:
             result = model.ask(EmbedRequest(id="e", texts=["a b", "c"], extra={"dimensions": 256}))
-            assert result.vectors == [vector("a b"), vector("c")]
+            assert result.vectors == [vector("a b") * 32, vector("c") * 32]
             assert result.usage.prompt_tokens == 3
             assert vendor.asked[-1].json["dimensions"] == 256
 

@@ -139,6 +139,7 @@ class LineWriter(logging.Handler):
         self._target = target
         self._lines: deque[str] = deque()
         self._lost = 0
+        self._reason = ""
         self._told = -LOST_EVERY_SECONDS
         self._wanted = threading.Event()
         self._closing = threading.Event()
@@ -155,6 +156,7 @@ class LineWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if len(self._lines) >= MOST_LINES:
             self._lost += 1
+            self._reason = "they came faster than they could be written"
             return
         self._lines.append(record.getMessage())
         if not self._wanted.is_set():
@@ -166,23 +168,22 @@ class LineWriter(logging.Handler):
             self._closing.wait(GATHER_SECONDS)
             self._wanted.clear()
             self._write()
+        self._told = -LOST_EVERY_SECONDS
         self._write()
 
     def _write(self) -> None:
         lines = [self._lines.popleft() for _ in range(len(self._lines))]
-        if not lines:
-            return
-        reason = "they came faster than they could be written"
         try:
-            self._append("\n".join([*lines, ""]).encode())
+            if lines:
+                self._append("\n".join([*lines, ""]).encode())
         except OSError as error:
             self._lost += len(lines)
-            reason = f"{self._target} cannot be written: {error.strerror}"
+            self._reason = f"{self._target} cannot be written: {error.strerror}"
         now = time.monotonic()
         if self._lost and now - self._told > LOST_EVERY_SECONDS:
             self._told = now
             lost, self._lost = self._lost, 0
-            server_logger.error("%d lines of the access log are lost: %s", lost, reason)
+            server_logger.error("%d lines of the access log are lost: %s", lost, self._reason)
 
     def _append(self, data: bytes) -> None:
         if self._target == STDOUT:

@@ -73,12 +73,17 @@ class BackgroundLoop:
 
     Args:
         loop: a loop that runs already, in a thread of its owner's; None starts one.
+
+    Attributes:
+        thread: the one that was started; None where the loop has an owner.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.loop = loop or asyncio.new_event_loop()
+        self.thread: threading.Thread | None = None
         if loop is None:
-            threading.Thread(target=self._run, name="byzerllm-io", daemon=True).start()
+            self.thread = threading.Thread(target=self._run, name="byzerllm-io", daemon=True)
+            self.thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
