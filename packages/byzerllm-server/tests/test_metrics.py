@@ -413,7 +413,14 @@ def test_processes_add_up(serving: Callable[..., Any]) -> None:
     )
     with asked_meanwhile(served.url, ask("slow", stream=True)), patient as client:
         until(client, lambda now: now.of("worker_running", model="slow") == 1)
-        figures = until(client, lambda now: now.of("requests_in_flight", operation="chat") == 1)
+        # Both figures are of one scrape: each is told by another process at its own moment.
+        figures = until(
+            client,
+            lambda now: (
+                now.of("requests_in_flight", operation="chat") == 1
+                and now.of("worker_running", model="slow") == 1
+            ),
+        )
         (busy,) = [labels["worker"] for labels, value in figures.samples("worker_running") if value]
         os.kill(int(busy.partition("-")[0]), signal.SIGKILL)
         figures = until(client, lambda now: now.of("worker_running", model="slow") == 0)
