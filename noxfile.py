@@ -19,8 +19,9 @@ nox.options.reuse_venv = "yes"
 CORE = "packages/byzerllm-core"
 LLAMACPP = "packages/byzerllm-backend-llamacpp"
 SAAS = "packages/byzerllm-saas"
+TRANSFORMERS = "packages/byzerllm-backend-transformers"
 SERVER = "packages/byzerllm-server"
-MEMBERS = [CORE, LLAMACPP, SAAS, SERVER]
+MEMBERS = [CORE, LLAMACPP, TRANSFORMERS, SAAS, SERVER]
 TESTED_TOGETHER = ("-c", "constraints/tests.txt")
 GROUPS = nox.project.load_toml("pyproject.toml")
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0"}
@@ -59,6 +60,7 @@ def _install_all(session: nox.Session, extras: str, *more: str) -> None:
             "minutes on two cores, once per machine. pip says 'still running...' meanwhile."
         )
     ours = ("-e", f"{CORE}[{extras}]", "-e", LLAMACPP, "-e", f"{SAAS}[all]")
+    ours += ("-e", f"{TRANSFORMERS}[diffusion,gguf,quantization]")
     ours += ("-e", f"{SERVER}[otel,postgres,ray-serve]")
     session.install(*TESTED_TOGETHER, *ours, *more, silent=False)
 

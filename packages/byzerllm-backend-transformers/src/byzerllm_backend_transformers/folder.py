@@ -1,0 +1,202 @@
+"""What a model folder holds, read without loading it, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from byzerllm.errors import ModelSourceError
+from byzerllm_backend_transformers.families import Family, TaskName
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt")
+_PICKLED_INDEX = "pytorch_model.bin.index.json"
+_INDEXES = ("model.safetensors.index.json", _PICKLED_INDEX)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A local folder in the layout of transformers, sentence-transformers or diffusers, or a GGUF
+    file, which transformers reads too.
+
+    Attributes:
+        path: the folder.
+        gguf: name of the GGUF file in it, '' for none.
+    """
+
+    path: Path
+    gguf: str = ""
+
+    @classmethod
+    def read(cls, path: Path | None) -> ModelFolder:
+        """Find out what lies at `path`, and check that it is whole.
+
+        Raises:
+            ModelSourceError: nothing is there, it is no model's folder, its config cannot be read,
+                or one of its weight files is missing or cut off.
+        """
+        if path is None:
+            raise ModelSourceError("the backend transformers needs a model_path: a model's folder")
+        if path.is_file() and path.suffix.lower() == ".gguf":
+            return cls(path.parent, gguf=path.name)
+        if path.is_file():
+            raise ModelSourceError(
+                f"{path} is a file; the backend transformers takes a model's folder or a .gguf file"
+            )
+        if not path.is_dir():
+            raise ModelSourceError(f"{path} does not exist on the worker's node")
+        folder = cls(path, gguf=_only_gguf(path))
+        if not folder.gguf:
+            folder._check()
+        return folder
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """`config.json`, or diffusers' `model_index.json`; empty for a GGUF."""
+        if self.gguf:
+            return {}
+        file = self.path / "model_index.json"
+        file = file if file.is_file() else self.path / "config.json"
+        if not file.is_file():
+            raise ModelSourceError(
+                f"{self.path} has neither config.json nor model_index.json; it is no folder of "
+                "transformers, sentence-transformers or diffusers"
+            )
+        return _json(file)
+
+    @property
+    def architectures(self) -> list[str]:
+        names = self.config.get("architectures") or [self.config.get("_class_name", "")]
+        return [str(name) for name in names if name]
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of the config, '' where it says none."""
+        return str(self.config.get("model_type", ""))
+
+    @property
+    def own_code(self) -> bool:
+        """The folder brings Python code for its model or its tokenizer."""
+        return bool(self.config.get("auto_map"))
+
+    @property
+    def is_sentence_transformer(self) -> bool:
+        return (self.path / "modules.json").is_file()
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files, in whichever of its formats will be read."""
+        if self.gguf:
+            return (self.path / self.gguf).stat().st_size
+        for pattern in _WEIGHTS:
+            files = [*self.path.glob(pattern), *self.path.glob(f"*/{pattern}")]
+            if files:
+                return sum(file.stat().st_size for file in files)
+        return 0
+
+    def task(self, family: Family) -> TaskName:
+        """What the folder does, by its type or, for `custom/auto`, by what it says of itself."""
+        if family.task != "auto":
+            return family.task
+        if self.gguf:
+            return "chat"
+        if (self.path / "model_index.json").is_file():
+            return "image"
+        name = self.architectures[0] if self.architectures else ""
+        if name.endswith(("ForSequenceClassification", "ForMultipleChoice")):
+            return "rerank"
+        if self.is_sentence_transformer:
+            return "embedding"
+        if name.startswith("Whisper"):
+            return "transcription"
+        if name.startswith("Bark"):
+            return "speech"
+        if "vision_config" in self.config or "vision" in self.config:
+            return "vision"
+        if name.endswith(("ForCausalLM", "LMHeadModel")):
+            return "chat"
+        if name.endswith("Model") and not self.own_code:
+            return "embedding"
+        return "chat"
+
+    def _check(self) -> None:
+        """Raise for a folder that cannot be whole; the config's absence is found here, too."""
+        assert isinstance(self.config, Mapping)
+        if (self.path / "model_index.json").is_file():
+            return
+        index = next((self.path / name for name in _INDEXES if (self.path / name).is_file()), None)
+        if index is None:
+            if self.weight_bytes == 0:
+                raise ModelSourceError(
+                    f"{self.path} has a config but no weights (*.safetensors or pytorch_model.bin)"
+                )
+            self._check_whole()
+            return
+        shards = sorted({str(name) for name in _json(index).get("weight_map", {}).values()})
+        missing = [name for name in shards if not (self.path / name).is_file()]
+        if missing:
+            raise ModelSourceError(
+                f"{self.path} lacks {len(missing)} of its {len(shards)} weight files: "
+                f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
+                "fetch the model again"
+            )
+        self._check_whole()
+
+    def _check_whole(self) -> None:
+        for file in self.path.glob("*.safetensors"):
+            if file.stat().st_size < _promised_size(file):
+                raise ModelSourceError(
+                    f"{file} is cut off: it has {file.stat().st_size:,} bytes, its header promises "
+                    f"{_promised_size(file):,}; fetch the model again"
+                )
+
+
+def tensors(file: Path) -> Iterator[tuple[str, str, list[int], int]]:
+    """Name, dtype (`F32`, `BF16`, …), shape and bytes of each tensor of a safetensors file, by its
+    header: https://huggingface.co/docs/safetensors/index#format.
+
+    Raises:
+        ModelSourceError: the file is none.
+    """
+    for name, entry in _header(file)[0].items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            yield name, entry["dtype"], entry["shape"], end - begin
+
+
+def _promised_size(file: Path) -> int:
+    header, begin = _header(file)
+    ends = [e["data_offsets"][1] for name, e in header.items() if name != "__metadata__"]
+    return begin + max(ends, default=0)
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > 100_000_000:
+                raise ValueError(f"a header of {length:,} bytes")
+            return json.loads(stream.read(length)), 8 + length
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise ModelSourceError(f"{file} is no safetensors file: {error}") from None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelSourceError(f"{file} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelSourceError(f"{file} holds no JSON object")
+    return value
+
+
+def _only_gguf(path: Path) -> str:
+    """The GGUF of a folder that has no config of its own."""
+    if (path / "config.json").is_file() or (path / "model_index.json").is_file():
+        return ""
+    found = sorted(path.glob("*.gguf"))
+    return found[0].name if len(found) == 1 else ""

@@ -1,0 +1,321 @@
+"""Loading weights: where they go, in which numbers, whether they fit, and how far it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+import transformers
+
+from byzerllm.errors import ByzerLLMError, ModelLoadError, ModelSourceError, NotInstalledError
+from byzerllm_backend_transformers.folder import ModelFolder, tensors
+from byzerllm_backend_transformers.tasks import Loading, is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+_STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+# What loading needs beside the weights: buffers, the first activations, the allocator's rounding.
+_OVERHEAD = 1.15
+
+
+def device_of(loading: Loading) -> torch.device:
+    """Where the model goes when it goes to one device.
+
+    Raises:
+        ModelLoadError: a device that this machine has not.
+    """
+    given = loading.parameters.device
+    if given is None:
+        on_gpu = loading.context.gpus > 0
+        if on_gpu and not torch.cuda.is_available():
+            raise ModelLoadError(
+                "the worker reserved a GPU, but torch cannot use one here "
+                f"(torch {torch.__version__}); install a torch build for this GPU, or deploy with "
+                "gpus_per_worker 0"
+            )
+        return torch.device("cuda" if on_gpu else "cpu")
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelLoadError(
+            f"device {given!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
+    return device
+
+
+def dtype_of(loading: Loading, device: torch.device) -> torch.dtype:
+    """The numbers to compute with: those asked for, else float32 on a CPU and the folder's own, or
+    half precision, elsewhere."""
+    given = loading.parameters.dtype
+    if given != "auto":
+        dtype: torch.dtype = getattr(torch, given)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    config = loading.folder.config
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float16")
+    return getattr(torch, stored.removeprefix("torch."), torch.float16)
+
+
+def set_threads(loading: Loading) -> None:
+    """Give torch the threads of this worker."""
+    torch.set_num_threads(_thread_count(loading))
+
+
+def _thread_count(loading: Loading) -> int:
+    given = loading.parameters.threads
+    if given is not None:
+        return given
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = usable or 1
+    cpus = loading.context.cpus
+    cores = min(usable, psutil.cpu_count(logical=False) or usable)
+    return max(1, min(int(cpus), usable) if cpus >= 2 else cores)
+
+
+def check_memory(loading: Loading, device: torch.device, dtype: torch.dtype) -> None:
+    """Report how much memory the weights will take, and refuse what cannot fit.
+
+    Raises:
+        ModelLoadError: more than there is.
+    """
+    needed = int(weight_bytes(loading.folder, dtype, loading.parameters.quantization) * _OVERHEAD)
+    free, place = _free_memory(device)
+    loading.report(f"needs about {_gib(needed)} of {_gib(free)} free {place}")
+    if needed > free:
+        raise ModelLoadError(
+            f"{loading.folder.path.name} needs about {_gib(needed)} as "
+            f"{_numbers(dtype, loading.parameters.quantization)}, and {_gib(free)} are free {place};"
+            " deploy it with quantization=8 or 4, in smaller numbers (dtype=bfloat16), with more "
+            "GPUs (gpus_per_worker), or on a larger machine"
+        )
+
+
+def weight_bytes(folder: ModelFolder, dtype: torch.dtype, bits: int | None) -> int:
+    """Bytes of the weights once they are loaded."""
+    size = int(torch.empty(0, dtype=dtype).element_size()) * 8
+    files = [*folder.path.glob("*.safetensors"), *folder.path.glob("*/*.safetensors")]
+    if folder.gguf:
+        # Blocks of 4 to 5 bits become whole numbers.
+        return folder.weight_bytes * size // 5
+    if not files:
+        return folder.weight_bytes * size // 16
+    total = 0
+    for file in files:
+        for _, stored, shape, length in tensors(file):
+            count = length // _STORED_BYTES.get(stored, 2)
+            # Only matrices are quantized.
+            total += count * (bits if bits and len(shape) > 1 else size) // 8
+    return total
+
+
+def _free_memory(device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        free = sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+        return free, "on the GPU" if torch.cuda.device_count() == 1 else "on the GPUs"
+    return psutil.virtual_memory().available, "in main memory"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.0f} MiB"
+
+
+def _numbers(dtype: torch.dtype, bits: int | None) -> str:
+    return f"int{bits}" if bits else str(dtype).removeprefix("torch.")
+
+
+def quantization_config(loading: Loading, device: torch.device) -> Any:
+    """bitsandbytes' configuration for `quantization`, None for none.
+
+    Raises:
+        NotInstalledError: the extra is missing.
+        ModelLoadError: bitsandbytes cannot run here.
+    """
+    bits = loading.parameters.quantization
+    if bits is None:
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise NotInstalledError(
+            "quantization needs the package 'bitsandbytes'; run: "
+            "pip install 'byzerllm-backend-transformers[quantization]'"
+        ) from error
+    except Exception as error:
+        raise ModelLoadError(f"bitsandbytes cannot be loaded on this platform: {error}") from error
+    if bits == 8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype_of(loading, device),
+    )
+
+
+def check_trust(loading: Loading) -> None:
+    """Refuse a folder whose code would have to run, unless that was asked for.
+
+    Raises:
+        ModelLoadError: names the parameter.
+    """
+    if loading.parameters.trust_remote_code or not needs_remote_code(loading):
+        return
+    raise ModelLoadError(
+        f"the model in {loading.folder.path} runs Python code of its own, which transformers has "
+        "not; if you trust its authors, deploy with --infer_params trust_remote_code=true"
+    )
+
+
+def needs_remote_code(loading: Loading) -> bool:
+    """Whether the installed transformers cannot run the folder without the code in it."""
+    folder = loading.folder
+    if folder.gguf or (folder.path / "model_index.json").is_file():
+        return False
+    known = folder.model_type in transformers.CONFIG_MAPPING
+    return (folder.own_code and not known) or (loading.family.remote_code and not known)
+
+
+def model_arguments(loading: Loading) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for one model: place, numbers, quantization, trust.
+
+    Checks trust, memory and platform on the way; see their functions for what is raised.
+    """
+    check_trust(loading)
+    set_threads(loading)
+    device = device_of(loading)
+    dtype = dtype_of(loading, device)
+    check_memory(loading, device, dtype)
+    parameters = loading.parameters
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "trust_remote_code": parameters.trust_remote_code,
+        "local_files_only": True,
+    }
+    several = loading.context.gpus > 1
+    map_ = parameters.device_map or ("auto" if several else None)
+    if map_ is not None:
+        arguments["device_map"] = map_
+    elif device.type != "cpu":
+        arguments["device_map"] = {"": str(device)}
+    quantization = quantization_config(loading, device)
+    if quantization is not None:
+        arguments["quantization_config"] = quantization
+        arguments.setdefault("device_map", {"": str(device)})
+    if parameters.attn_implementation is not None:
+        arguments["attn_implementation"] = parameters.attn_implementation
+    if loading.folder.gguf:
+        arguments["gguf_file"] = loading.folder.gguf
+    return arguments
+
+
+def load(
+    loading: Loading,
+    from_pretrained: Callable[..., Any],
+    arguments: Mapping[str, Any] | None = None,
+) -> Any:
+    """`from_pretrained(folder, **arguments)` with its progress reported and its errors named.
+
+    Raises:
+        ModelSourceError: the folder cannot be read as what it should be.
+        ModelLoadError: no memory, or what else transformers says.
+    """
+    given = model_arguments(loading) if arguments is None else arguments
+    with _progress(loading), explained(loading):
+        return from_pretrained(loading.folder.path, **given)
+
+
+@contextmanager
+def explained(loading: Loading) -> Iterator[None]:
+    """Turns what loading raises into one error that names the folder."""
+    path = loading.folder.path
+    try:
+        yield
+    except ByzerLLMError:
+        raise
+    except ModuleNotFoundError as error:
+        raise NotInstalledError(
+            f"loading {path} needs the package {error.name!r}; run: pip install {error.name}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ModelSourceError(f"{path} cannot be loaded: {_first_lines(error)}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ModelLoadError(
+                f"not enough memory to load {path.name}: {_first_lines(error)}"
+            ) from error
+        raise ModelLoadError(f"{path} cannot be loaded: {_first_lines(error)}") from error
+
+
+def _first_lines(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+@contextmanager
+def _progress(loading: Loading) -> Iterator[None]:
+    """Reports transformers' own progress instead of drawing bars."""
+    loading.report("loading weights")
+
+    def bar(factory: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> _Bar:
+        return _Bar(loading, *arguments, **options)
+
+    before = transformers.utils.logging.set_tqdm_hook(bar)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_tqdm_hook(before)
+
+
+class _Bar:
+    """What transformers uses of tqdm, told in steps of a tenth.
+
+    Args:
+        iterable: what is gone through, None where `update` is called.
+        desc: what is done; lower case in reports.
+        total: number of steps where the iterable does not know.
+    """
+
+    def __init__(
+        self,
+        loading: Loading,
+        iterable: Iterable[Any] | None = None,
+        desc: str = "loading",
+        total: int | None = None,
+        **ignored: Any,
+    ) -> None:
+        self._loading = loading
+        self._iterable = iterable
+        self._what = desc[:1].lower() + desc[1:]
+        self._total = len(iterable) if total is None and isinstance(iterable, Sized) else total
+        self._done = 0.0
+        self._tenth = -1
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._iterable or ():
+            yield item
+            self.update()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def update(self, count: float = 1) -> None:
+        self._done += count
+        tenth = int(self._done * 10 / self._total) if self._total else 0
+        if tenth > self._tenth:
+            self._tenth = tenth
+            self._loading.report(f"{self._what} {tenth * 10} %")
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Closing, descriptions and postfixes: nothing to draw, nothing to do."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *arguments, **options: None
