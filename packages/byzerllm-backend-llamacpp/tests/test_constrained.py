@@ -12,10 +12,11 @@ import jsonschema
 import numpy as np
 import pytest
 
+from byzerllm.decoding.json_schema import SchemaCompiler, SchemaMatcher
 from byzerllm.errors import BackendError, ParameterError
 from byzerllm.requests import SamplingParams
-from byzerllm_backend_llamacpp.json_schema import SchemaCompiler, SchemaMatcher
 from byzerllm_backend_llamacpp.sampling import LlamaSampling, Recipe, Sampler
+from byzerllm_backend_llamacpp.vocabulary import read_vocabulary
 
 pytestmark = pytest.mark.model
 
@@ -351,7 +352,9 @@ def test_bans_and_a_schema_that_leave_nothing(model: Any) -> None:
 
 
 def test_two_first_requests_read_the_vocabulary_once(model: Any) -> None:
-    compiler = SchemaCompiler(model.backend._model)
+    compiler = SchemaCompiler(
+        lambda: read_vocabulary(model.backend._model), model.backend._model.vocab_size
+    )
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(compiler.matcher, [{"type": "boolean"}] * 4))
         first = compiler._vocabulary()

@@ -9,6 +9,10 @@ from collections.abc import AsyncGenerator
 from typing import Any, Self
 
 from byzerllm.backend import Backend, BackendContext
+from byzerllm.decoding.answer import Inbox
+from byzerllm.decoding.chat_template import ChatTemplate, template_source
+from byzerllm.decoding.json_schema import SchemaCompiler
+from byzerllm.decoding.text import AnswerText
 from byzerllm.errors import BackendError, CapabilityError, ContextLengthError, ParameterError
 from byzerllm.requests import (
     EmbedRequest,
@@ -18,19 +22,17 @@ from byzerllm.requests import (
     ModelMeta,
     Usage,
 )
-from byzerllm_backend_llamacpp.answer import Inbox, Sequence
+from byzerllm_backend_llamacpp.answer import Sequence
 from byzerllm_backend_llamacpp.cache import Cache
-from byzerllm_backend_llamacpp.chat_template import ChatTemplate, template_source
 from byzerllm_backend_llamacpp.context import answering_context, shares_cache, thread_count
 from byzerllm_backend_llamacpp.embedding import Embedder
 from byzerllm_backend_llamacpp.engine import Engine, EngineStats
 from byzerllm_backend_llamacpp.gguf import check_gguf, find_gguf
-from byzerllm_backend_llamacpp.json_schema import SchemaCompiler
 from byzerllm_backend_llamacpp.model import Model, initialise
 from byzerllm_backend_llamacpp.native import llama_cpp
 from byzerllm_backend_llamacpp.parameters import LlamaCppParameters
 from byzerllm_backend_llamacpp.sampling import LlamaSampling, Recipe, Sampler
-from byzerllm_backend_llamacpp.text import AnswerText
+from byzerllm_backend_llamacpp.vocabulary import read_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class LlamaCppBackend(Backend):
         self._template = template
         self._engine = engine
         self._embedder = embedder
-        self._schemas = SchemaCompiler(model)
+        self._schemas = SchemaCompiler(lambda: read_vocabulary(model), model.vocab_size)
         self._closed = False
 
     @classmethod

@@ -6,20 +6,15 @@ prompts as a step may take without making those answers stall. New requests join
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import collections
-import contextlib
-import queue
-import threading
 import time
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from byzerllm.errors import BackendError, ByzerLLMError, RequestCancelledError
-from byzerllm.requests import GenerateChunk, TokenLogprob
-from byzerllm_backend_llamacpp.answer import Inbox, Sequence
+from byzerllm.decoding.loop import DecodeLoop
+from byzerllm.errors import ByzerLLMError
+from byzerllm.requests import TokenLogprob
+from byzerllm_backend_llamacpp.answer import Sequence
 from byzerllm_backend_llamacpp.batch import Batch
 from byzerllm_backend_llamacpp.cache import Cache
 from byzerllm_backend_llamacpp.model import Model
@@ -32,9 +27,6 @@ _STALL_SECONDS = 0.3
 _ALONE_SECONDS = 1.0
 _FIRST_PROMPT_STEP = 128
 _SMALLEST_PROMPT_STEP = 16
-_JOIN_SECONDS = 60.0
-
-Delivery = tuple[Inbox, GenerateChunk | ByzerLLMError]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +52,8 @@ class EngineStats:
     preemptions: int
 
 
-class Engine:
-    """Runs answers on one context until `close`. All methods may be called from any thread.
+class Engine(DecodeLoop[Sequence]):
+    """Runs answers on one context.
 
     Args:
         model: the model of the context.
@@ -71,49 +63,20 @@ class Engine:
     """
 
     def __init__(self, model: Model, context: Any, cache: Cache, batch_size: int) -> None:
+        super().__init__("llama.cpp")
         self._model = model
         self._context = context
         self._cache = cache
         self._batch = Batch(batch_size)
-        self._arrivals: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
-        self._waiting: collections.deque[Sequence] = collections.deque()
-        self._running: list[Sequence] = []
-        self._deliveries: list[Delivery] = []
         self._step_seconds = 0.0
         self._seconds_per_token = 0.0
         self._counts = collections.Counter[str]()
-        self._lock = threading.Lock()
-        self._closing = False
-        self._failure: BackendError | None = None
-        self._thread = threading.Thread(target=self._run, name="llama.cpp engine", daemon=True)
-        self._thread.start()
-        # A daemon thread inside llama.cpp while the process tears it down would crash.
-        atexit.register(self.close)
-
-    def submit(self, sequence: Sequence) -> None:
-        """Let an answer grow; its chunks arrive in its inbox.
-
-        Raises:
-            BackendError: the engine has failed.
-            RequestCancelledError: the engine is closed.
-        """
-        with self._lock:
-            self.check()
-            self._arrivals.put(sequence)
-
-    def check(self) -> None:
-        """Raise when answers cannot grow any more; see `submit`."""
-        if self._failure is not None:
-            raise self._failure
-        if self._closing:
-            raise RequestCancelledError("the model is being closed")
-        if not self._thread.is_alive():
-            raise BackendError("the engine's thread is gone")
+        self.start()
 
     def stats(self) -> EngineStats:
         return EngineStats(
             running=len(self._running),
-            waiting=len(self._waiting) + self._arrivals.qsize(),
+            waiting=self.waiting,
             kept_tokens=self._cache.kept,
             **{
                 name: self._counts[name]
@@ -127,58 +90,6 @@ class Engine:
             },
         )
 
-    def close(self) -> None:
-        """End all answers, stop the thread and free the context. Blocking; repeatable."""
-        with self._lock:
-            self._closing = True
-        self._arrivals.put(None)
-        self._thread.join(_JOIN_SECONDS)
-        atexit.unregister(self.close)
-        if not self._thread.is_alive() and self._context is not None:
-            llama_cpp.llama_free(self._context)
-            self._context = None
-
-    def _run(self) -> None:
-        error: ByzerLLMError = RequestCancelledError("the model was closed while it answered")
-        try:
-            while not self._closing:
-                self._receive()
-                if not self._closing:
-                    self._step()
-        except BaseException as cause:
-            error = self._failure = BackendError(
-                f"the llama.cpp engine failed: {cause}", remote_traceback=traceback.format_exc()
-            )
-        with self._lock:
-            self._closing = True
-            self._fail_all(error)
-
-    def _fail_all(self, error: ByzerLLMError) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                arrival = self._arrivals.get_nowait()
-                if arrival is not None:
-                    self._waiting.append(arrival)
-        for sequence in (*self._running, *self._waiting):
-            sequence.sampler.close()
-            self._deliveries.append((sequence.inbox, error))
-        self._running.clear()
-        self._waiting.clear()
-        self._deliver()
-
-    def _receive(self) -> None:
-        """Take new requests; sleep while there is nothing to do."""
-        idle = not self._running and not self._waiting
-        try:
-            while True:
-                arrival = self._arrivals.get(block=idle)
-                if arrival is None:
-                    return
-                self._waiting.append(arrival)
-                idle = False
-        except queue.Empty:
-            return
-
     def _step(self) -> None:
         self._drop_cancelled()
         self._admit()
@@ -191,13 +102,6 @@ class Engine:
                 if output is not None:
                     self._draw(sequence, output)
         self._deliver()
-
-    def _drop_cancelled(self) -> None:
-        for sequence in [one for one in self._running if one.cancelled]:
-            self._end(sequence)
-        for sequence in [one for one in self._waiting if one.cancelled]:
-            self._waiting.remove(sequence)
-            sequence.sampler.close()
 
     def _admit(self) -> None:
         """Give slots to waiting requests in their order."""
@@ -265,16 +169,12 @@ class Engine:
             token = sequence.sampler.sample(self._context, index)
             logprob = self._logprob(sequence, index, token)
         except ByzerLLMError as error:
-            self._end(sequence)
-            self._deliveries.append((sequence.inbox, error))
+            self._refuse(sequence, error)
             return
         self._counts["generated_tokens"] += 1
-        finish = sequence.accept(token, self._model.piece(token), logprob)
-        chunk = sequence.chunk(finish)
-        if chunk is not None:
-            self._deliveries.append((sequence.inbox, chunk))
-        if finish is not None:
-            self._end(sequence)
+        piece = sequence.decoder.decode(self._model.piece(token))
+        complete = sequence.sampler.complete
+        self._hand_out(sequence, sequence.accept(token, piece, logprob, complete=complete))
 
     def _logprob(self, sequence: Sequence, index: int, token: int) -> TokenLogprob | None:
         if sequence.logprobs is None:
@@ -282,31 +182,19 @@ class Engine:
         row = logits(self._context, index, self._model.vocab_size)
         return token_logprob(self._model, row, token, sequence.logprobs)
 
-    def _end(self, sequence: Sequence) -> None:
-        """Take an answer out of the loop; its tokens stay in the cache for reuse."""
-        self._running.remove(sequence)
-        sequence.sampler.close()
+    def _leave(self, sequence: Sequence) -> None:
+        """The answer's tokens stay in the cache for reuse."""
         assert sequence.slot is not None
         self._cache.release(sequence.slot, sequence.in_cache)
         sequence.slot = None
 
-    def _deliver(self) -> None:
-        """Hand the step's chunks to their event loops, one wake-up per loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
-        for delivery in self._deliveries:
-            by_loop.setdefault(delivery[0].loop, []).append(delivery)
-        self._deliveries.clear()
-        for loop, deliveries in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_hand_over, deliveries)
-            except RuntimeError:  # the loop is closed, its callers are gone
-                for sequence in (*self._running, *self._waiting):
-                    sequence.cancelled |= sequence.inbox.loop is loop
+    def _dismiss(self, sequence: Sequence) -> None:
+        sequence.sampler.close()
 
-
-def _hand_over(deliveries: list[Delivery]) -> None:
-    for inbox, item in deliveries:
-        inbox.put(item)
+    def _free(self) -> None:
+        if self._context is not None:
+            llama_cpp.llama_free(self._context)
+            self._context = None
 
 
 def _blend(known: float, seen: float) -> float:

@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
+from byzerllm.decoding.json_schema import SchemaMatcher
 from byzerllm.errors import BackendError, ParameterError
 from byzerllm.requests import NonNegative, Probability, SamplingParams, TokenLogprob
 from byzerllm_backend_llamacpp.grammar import grammar_sampler
-from byzerllm_backend_llamacpp.json_schema import SchemaMatcher
 from byzerllm_backend_llamacpp.model import Model
 from byzerllm_backend_llamacpp.native import llama_cpp
 

@@ -1,13 +1,12 @@
-"""From token pieces to text that may leave: whole characters, and no part of a stop string."""
+"""From pieces of text to what of it may leave: no part of a stop string."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 
 
 class AnswerText:
-    """Decodes the bytes of an answer as they come, and finds its stop strings.
+    """Finds the stop strings of an answer while it grows.
 
     Text that could be the beginning of a stop string is held back until it is known not to be
     one. Where several stop strings are found in the text so far, the one that begins first ends
@@ -18,16 +17,15 @@ class AnswerText:
 
     Attributes:
         stop: the stop string that has ended the answer; empty while none has.
-        decoded: characters decoded so far, held ones included.
+        seen: characters so far, held ones included.
         released: characters that `push` and `flush` have given out.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stops)
         self._held = ""
         self.stop = ""
-        self.decoded = 0
+        self.seen = 0
         self.released = 0
 
     @property
@@ -35,14 +33,13 @@ class AnswerText:
         """A stop string has ended the answer."""
         return bool(self.stop)
 
-    def push(self, piece: bytes) -> str:
-        """The text that may leave after the bytes of one more token."""
-        fresh = self._decoder.decode(piece)
-        self.decoded += len(fresh)
+    def push(self, piece: str) -> str:
+        """The text that may leave after one more piece."""
+        self.seen += len(piece)
         if not self._stops:
-            self.released = self.decoded
-            return fresh
-        text = self._held + fresh
+            self.released = self.seen
+            return piece
+        text = self._held + piece
         found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             at, self.stop = min(found)
@@ -50,10 +47,7 @@ class AnswerText:
         return self._release(text, len(text) - self._undecided(text))
 
     def flush(self) -> str:
-        """What is still held, at an end that is no stop string.
-
-        Bytes of a character that was never completed are dropped.
-        """
+        """What is still held, at an end that is no stop string."""
         return "" if self.stopped else self._release(self._held, len(self._held))
 
     def _release(self, text: str, length: int) -> str:

@@ -10,16 +10,15 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from byzerllm.errors import BackendError, ParameterError
-from byzerllm_backend_llamacpp.model import Model
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -69,17 +68,23 @@ _WHERE = "constrained decoding"
 
 
 class SchemaCompiler:
-    """Makes matchers for the answers of one model. May be used by several threads."""
+    """Makes matchers for the answers of one model. May be used by several threads.
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    Args:
+        read_vocabulary: the model's tokens as llguidance takes them; called once, when the first
+            schema comes, for it takes half a second for 50,000 tokens. Raises `refused(…)` for a
+            model that cannot be held to a schema.
+        vocab_size: number of logits of the model.
+    """
+
+    def __init__(self, read_vocabulary: Callable[[], LLTokenizer], vocab_size: int) -> None:
+        self._read_vocabulary = read_vocabulary
+        self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
 
     def matcher(self, schema: dict[str, Any]) -> SchemaMatcher:
         """A matcher at the beginning of an answer. Blocking.
-
-        The first call reads the whole vocabulary, which takes half a second for 50,000 tokens.
 
         Raises:
             ParameterError: with the parameter `json_schema`: a schema that is none, that says what
@@ -90,11 +95,11 @@ class SchemaCompiler:
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=_LAYOUT)
         except ValueError as error:
-            raise _refused(str(error)) from None
+            raise refused(str(error)) from None
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            raise _refused(matcher.get_error())
-        made = SchemaMatcher(matcher, self._model.vocab_size)
+            raise refused(matcher.get_error())
+        made = SchemaMatcher(matcher, self._vocab_size)
         # Some limits show only when a token is asked for.
         made.allowed()
         return made
@@ -104,31 +109,6 @@ class SchemaCompiler:
             if self._tokenizer is None:
                 self._tokenizer = self._read_vocabulary()
             return self._tokenizer
-
-    def _read_vocabulary(self) -> LLTokenizer:
-        ends = sorted(self._model.end_tokens)
-        if not ends:
-            raise _refused("the model has no token that ends an answer")
-        # llguidance.llamacpp reads the vocabulary too, but through a deprecated function, and takes
-        # tokens that an answer does not show for the text that stands for them.
-        vocabulary = TokenizerWrapper(_Vocabulary(self._model))
-        return LLTokenizer(vocabulary, eos_token=ends, slices=LLTokenizer.json_slices())
-
-
-class _Vocabulary:
-    """The model's tokens in the form that llguidance's `TokenizerWrapper` asks for."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self.eos_token_id = min(model.end_tokens)
-        self.bos_token_id = None
-        pieces = [model.piece(token) for token in range(model.vocab_size)]
-        self.special_token_ids = [token for token, piece in enumerate(pieces) if not piece]
-        # A first byte that no text has marks tokens that never stand for text.
-        self.tokens = [piece or b"\xff<%d>" % token for token, piece in enumerate(pieces)]
-
-    def __call__(self, text: bytes) -> list[int]:
-        return self._model.tokenize(text.decode("utf-8", "replace"), special=False)
 
 
 class SchemaMatcher:
@@ -174,10 +154,11 @@ class SchemaMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise _refused(self._matcher.get_error())
+            raise refused(self._matcher.get_error())
 
 
-def _refused(reason: str) -> ParameterError:
+def refused(reason: str) -> ParameterError:
+    """The error for a schema, or a model, with which answers cannot be constrained."""
     # A dump of the parser may follow the reason.
     reason = re.split(r"\s*<(?:non-verbose|state|backtrace)", reason)[0]
     reason = " ".join(reason.split())[:300]
@@ -190,9 +171,9 @@ def _checked_text(schema: dict[str, Any]) -> str:
     try:
         text = json.dumps(_with_known_formats(schema), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise _refused(f"it is no JSON: {error}") from None
+        raise refused(f"it is no JSON: {error}") from None
     if len(text) > _MAX_LENGTH:
-        raise _refused(f"{len(text):,} characters; at most {_MAX_LENGTH:,}")
+        raise refused(f"{len(text):,} characters; at most {_MAX_LENGTH:,}")
     return text
 
 
@@ -212,14 +193,14 @@ def _check_work(schema: dict[str, Any]) -> None:
         multiple = math.lcm(multiple, _coefficient(node.get("multipleOf")))
         combines = combines or _combines(node)
         if multiple > _MAX_MULTIPLE:
-            raise _refused(f"multipleOf has a common multiple above {_MAX_MULTIPLE:,}")
+            raise refused(f"multipleOf has a common multiple above {_MAX_MULTIPLE:,}")
     if len(references) * depth > _MAX_REFERENCED_DEPTH:
-        raise _refused(
+        raise refused(
             f"{len(references)} definitions in {depth} levels; their product may be at most "
             f"{_MAX_REFERENCED_DEPTH:,}"
         )
     if combines and patterns > _MAX_COMBINED:
-        raise _refused(f"{patterns} patterns beside allOf; at most {_MAX_COMBINED}")
+        raise refused(f"{patterns} patterns beside allOf; at most {_MAX_COMBINED}")
 
 
 def _objects(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
@@ -228,7 +209,7 @@ def _objects(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
     while left:
         node, level = left.pop()
         if level > _MAX_DEPTH:
-            raise _refused(f"it is nested more than {_MAX_DEPTH} levels deep")
+            raise refused(f"it is nested more than {_MAX_DEPTH} levels deep")
         if isinstance(node, dict):
             yield node, level
             left += [(value, level + 1) for value in node.values()]

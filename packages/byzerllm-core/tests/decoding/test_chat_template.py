@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from byzerllm.decoding.chat_template import ChatTemplate, template_source
 from byzerllm.errors import CapabilityError, ParameterError, TemplateError
-from byzerllm_backend_llamacpp.chat_template import ChatTemplate, template_source
 
 PLAIN = (
     "{{ bos_token }}{% for m in messages %}\n[{{ m.role }}] {{ m.content }}{% endfor %}"
