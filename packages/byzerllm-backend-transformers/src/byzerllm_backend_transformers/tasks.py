@@ -90,7 +90,13 @@ class Task(Backend):
                 raise BackendError(out_of_memory_text(error)) from error
             raise
 
+    @property
+    def closed(self) -> bool:
+        """No answer is wanted any more; long computations look at it between steps."""
+        return self._closed
+
     def check_open(self) -> None:
+        """Raise BackendError when the model is closed."""
         if self._closed:
             raise BackendError(f"model {self.folder.path.name!r} is closed")
 
