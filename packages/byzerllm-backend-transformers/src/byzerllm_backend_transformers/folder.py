@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from byzerllm_backend_transformers.families import Family, TaskName
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt")
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _INDEXES = ("model.safetensors.index.json", _PICKLED_INDEX)
+ADAPTER_CONFIG = "adapter_config.json"
+"""What PEFT writes beside the weights of an adapter."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,12 @@ class ModelFolder:
     Attributes:
         path: the folder.
         gguf: name of the GGUF file in it, '' for none.
+        adapters: folders of adapters that stand in for the model: `path` is their base.
     """
 
     path: Path
     gguf: str = ""
+    adapters: tuple[Path, ...] = ()
 
     @classmethod
     def read(cls, path: Path | None) -> ModelFolder:
@@ -48,6 +52,9 @@ class ModelFolder:
             )
         if not path.is_dir():
             raise ModelSourceError(f"{path} does not exist on the worker's node")
+        if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+            base = cls.read(_base_of(path))
+            return replace(base, adapters=(*base.adapters, path))
         folder = cls(path, gguf=_only_gguf(path))
         if not folder.gguf:
             folder._check()
@@ -65,7 +72,7 @@ class ModelFolder:
                 f"{self.path} has neither config.json nor model_index.json; it is no folder of "
                 "transformers, sentence-transformers or diffusers"
             )
-        return _json(file)
+        return read_json(file)
 
     @property
     def architectures(self) -> list[str]:
@@ -81,6 +88,12 @@ class ModelFolder:
     def own_code(self) -> bool:
         """The folder brings Python code for its model or its tokenizer."""
         return bool(self.config.get("auto_map"))
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where the tokenizer is: an adapter that brings one was trained with it."""
+        own = (path for path in self.adapters if (path / "tokenizer_config.json").is_file())
+        return next(own, self.path)
 
     @property
     def is_sentence_transformer(self) -> bool:
@@ -135,7 +148,7 @@ class ModelFolder:
                 )
             self._check_whole()
             return
-        shards = sorted({str(name) for name in _json(index).get("weight_map", {}).values()})
+        shards = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
         missing = [name for name in shards if not (self.path / name).is_file()]
         if missing:
             raise ModelSourceError(
@@ -184,7 +197,12 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
         raise ModelSourceError(f"{file} is no safetensors file: {error}") from None
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ModelSourceError: there is none that can be read.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -192,6 +210,18 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelSourceError(f"{file} holds no JSON object")
     return value
+
+
+def _base_of(adapter: Path) -> Path:
+    name = str(read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    base = Path(name).expanduser()
+    if name and base.is_dir():
+        return base
+    raise ModelSourceError(
+        f"{adapter} holds an adapter, whose base {name or '(not said)'} is no folder on the "
+        "worker's node; deploy the base model's folder with --infer_params "
+        f"lora_path={adapter}"
+    )
 
 
 def _only_gguf(path: Path) -> str:

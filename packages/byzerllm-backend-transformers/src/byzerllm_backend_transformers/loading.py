@@ -89,11 +89,11 @@ def check_memory(loading: Loading, device: torch.device, dtype: torch.dtype) -> 
     free, place = _free_memory(device)
     loading.report(f"needs about {_gib(needed)} of {_gib(free)} free {place}")
     if needed > free:
+        numbers = _numbers(dtype, loading.parameters.quantization)
         raise ModelLoadError(
-            f"{loading.folder.path.name} needs about {_gib(needed)} as "
-            f"{_numbers(dtype, loading.parameters.quantization)}, and {_gib(free)} are free {place};"
-            " deploy it with quantization=8 or 4, in smaller numbers (dtype=bfloat16), with more "
-            "GPUs (gpus_per_worker), or on a larger machine"
+            f"{loading.folder.path.name} needs about {_gib(needed)} as {numbers}, and {_gib(free)} "
+            f"are free {place}; deploy it with quantization=8 or 4, in smaller numbers "
+            "(dtype=bfloat16), with more GPUs (gpus_per_worker), or on a larger machine"
         )
 
 
@@ -211,7 +211,23 @@ def model_arguments(loading: Loading) -> dict[str, Any]:
     if parameters.attn_implementation is not None:
         arguments["attn_implementation"] = parameters.attn_implementation
     if loading.folder.gguf:
-        arguments["gguf_file"] = loading.folder.gguf
+        arguments |= _gguf_arguments(loading)
+    return arguments
+
+
+def _gguf_arguments(loading: Loading) -> dict[str, Any]:
+    """The file's weights as whole numbers; transformers otherwise keeps them packed, which few
+    models and devices compute with."""
+    if loading.parameters.quantization is not None:
+        raise ModelLoadError(
+            "quantization is for folders in transformers' format; a GGUF file is quantized when it "
+            "is made: deploy it without, or on the backend llama_cpp, which computes with its "
+            "packed weights"
+        )
+    arguments: dict[str, Any] = {"gguf_file": loading.folder.gguf}
+    config = getattr(transformers, "GgufConfig", None)  # Older ones always dequantize.
+    if config is not None:
+        arguments["quantization_config"] = config(dequantize=True)
     return arguments
 
 
@@ -232,9 +248,9 @@ def load(
 
 
 @contextmanager
-def explained(loading: Loading) -> Iterator[None]:
+def explained(loading: Loading, what: str = "") -> Iterator[None]:
     """Turns what loading raises into one error that names the folder."""
-    path = loading.folder.path
+    path = f"{what}{loading.folder.path}"
     try:
         yield
     except ByzerLLMError:
@@ -248,7 +264,7 @@ def explained(loading: Loading) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelLoadError(
-                f"not enough memory to load {path.name}: {_first_lines(error)}"
+                f"not enough memory to load {loading.folder.path.name}: {_first_lines(error)}"
             ) from error
         raise ModelLoadError(f"{path} cannot be loaded: {_first_lines(error)}") from error
 

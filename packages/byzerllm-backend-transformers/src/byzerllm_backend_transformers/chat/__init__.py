@@ -1,0 +1,1 @@
+"""Chats and completions of causal language models."""
