@@ -35,7 +35,7 @@ _TASKS: dict[TaskName, str] = {
     "rerank": "reranking:Reranking",
     "transcription": "transcription:Transcription",
     "speech": "speech:Speech",
-    "image": "diffusion:Diffusion",
+    "image": "diffusion.task:Diffusion",
 }
 """Module and class of each task; imported when a folder needs it."""
 

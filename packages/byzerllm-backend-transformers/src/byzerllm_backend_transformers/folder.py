@@ -48,7 +48,9 @@ class ModelFolder:
             return cls(path.parent, gguf=path.name)
         if path.is_file():
             raise ModelSourceError(
-                f"{path} is a file; the backend transformers takes a model's folder or a .gguf file"
+                f"{path} is a file; the backend transformers takes a model's folder or a .gguf "
+                "file (a Stable Diffusion checkpoint in one file becomes a folder by diffusers: "
+                "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER))"
             )
         if not path.is_dir():
             raise ModelSourceError(f"{path} does not exist on the worker's node")
@@ -160,11 +162,17 @@ class ModelFolder:
 
     def _check_whole(self) -> None:
         for file in self.path.glob("*.safetensors"):
-            if file.stat().st_size < _promised_size(file):
-                raise ModelSourceError(
-                    f"{file} is cut off: it has {file.stat().st_size:,} bytes, its header promises "
-                    f"{_promised_size(file):,}; fetch the model again"
-                )
+            check_whole(file)
+
+
+def check_whole(file: Path) -> None:
+    """Raise ModelSourceError for a safetensors file that was cut off."""
+    size, promised = file.stat().st_size, _promised_size(file)
+    if size < promised:
+        raise ModelSourceError(
+            f"{file} is cut off: it has {size:,} bytes, its header promises {promised:,}; "
+            "fetch the model again"
+        )
 
 
 def tensors(file: Path) -> Iterator[tuple[str, str, list[int], int]]:

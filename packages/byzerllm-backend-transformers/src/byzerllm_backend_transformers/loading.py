@@ -79,13 +79,20 @@ def _thread_count(loading: Loading) -> int:
     return max(1, min(int(cpus), usable) if cpus >= 2 else cores)
 
 
-def check_memory(loading: Loading, device: torch.device, dtype: torch.dtype) -> None:
+def check_memory(
+    loading: Loading, device: torch.device, dtype: torch.dtype, *, weights: int | None = None
+) -> None:
     """Report how much memory the weights will take, and refuse what cannot fit.
+
+    Args:
+        weights: bytes of the loaded weights; None counts all that lie in the folder.
 
     Raises:
         ModelLoadError: more than there is.
     """
-    needed = int(weight_bytes(loading.folder, dtype, loading.parameters.quantization) * _OVERHEAD)
+    if weights is None:
+        weights = weight_bytes(loading.folder, dtype, loading.parameters.quantization)
+    needed = int(weights * _OVERHEAD)
     free, place = _free_memory(device)
     loading.report(f"needs about {_gib(needed)} of {_gib(free)} free {place}")
     if needed > free:
