@@ -91,14 +91,28 @@ class SchemaCompiler:
                 llguidance cannot enforce, that no value satisfies, or that is too large.
         """
         text = _checked_text(schema)
-        tokenizer = self._vocabulary()
         try:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides=_LAYOUT)
         except ValueError as error:
             raise refused(str(error)) from None
+        return self._matcher(grammar)
+
+    def grammar_matcher(self, lark: str) -> SchemaMatcher:
+        """The same for a grammar in llguidance's variant of Lark:
+        https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md.
+
+        Raises:
+            ParameterError: a text that is no such grammar, or one that is too large.
+        """
+        if len(lark) > _MAX_LENGTH:
+            raise refused(f"{len(lark):,} characters; at most {_MAX_LENGTH:,}", "grammar")
+        return self._matcher(LLMatcher.grammar_from_lark(lark), "grammar")
+
+    def _matcher(self, grammar: str, name: str = "json_schema") -> SchemaMatcher:
+        tokenizer = self._vocabulary()
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            raise refused(matcher.get_error())
+            raise refused(matcher.get_error(), name)
         made = SchemaMatcher(matcher, self._vocab_size)
         # Some limits show only when a token is asked for.
         made.allowed()
@@ -157,12 +171,12 @@ class SchemaMatcher:
             raise refused(self._matcher.get_error())
 
 
-def refused(reason: str) -> ParameterError:
+def refused(reason: str, name: str = "json_schema") -> ParameterError:
     """The error for a schema, or a model, with which answers cannot be constrained."""
     # A dump of the parser may follow the reason.
     reason = re.split(r"\s*<(?:non-verbose|state|backtrace)", reason)[0]
     reason = " ".join(reason.split())[:300]
-    return ParameterError.invalid("json_schema", f"it cannot be enforced: {reason}", where=_WHERE)
+    return ParameterError.invalid(name, f"it cannot be enforced: {reason}", where=_WHERE)
 
 
 def _checked_text(schema: dict[str, Any]) -> str:
