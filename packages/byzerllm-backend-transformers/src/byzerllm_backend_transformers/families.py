@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from byzerllm_backend_transformers import prompts
+
 TaskName = Literal[
     "chat", "embedding", "rerank", "vision", "transcription", "speech", "image", "auto"
 ]
@@ -25,6 +27,8 @@ class Family:
             asked for.
         chat_template: the family's Jinja chat template for folders that have none.
         stop: texts that end its answers, beyond its end tokens.
+        adds_special_tokens: its prompts begin with tokens that no text is read as; the tokenizer
+            adds them.
         query_instruction: what the family puts before a query that is embedded.
     """
 
@@ -33,6 +37,7 @@ class Family:
     remote_code: bool = False
     chat_template: str = ""
     stop: tuple[str, ...] = ()
+    adds_special_tokens: bool = False
     query_instruction: str = ""
 
 
@@ -40,18 +45,40 @@ FAMILIES: dict[str, Family] = {
     family.type: family
     for family in (
         Family(type="custom/auto", task="auto"),
-        Family(type="custom/llama2"),
-        Family(type="llama"),
-        Family(type="falcon"),
-        Family(type="dolly"),
-        Family(type="custom/starcode"),
-        Family(type="custom/zephyr"),
-        Family(type="moss", remote_code=True),
-        Family(type="custom/alpha_moss", remote_code=True),
-        Family(type="chatglm6b", remote_code=True),
-        Family(type="custom/chatglm2", remote_code=True),
-        Family(type="custom/baichuan", remote_code=True),
-        Family(type="custom/baichuan2", remote_code=True),
+        Family(type="custom/llama2", chat_template=prompts.LLAMA2),
+        Family(type="llama", chat_template=prompts.VICUNA),
+        Family(type="falcon", chat_template=prompts.FALCON, stop=("\nUser:",)),
+        Family(type="dolly", chat_template=prompts.DOLLY, stop=("### End",)),
+        Family(type="custom/starcode", chat_template=prompts.STARCHAT, stop=("<|end|>",)),
+        Family(type="custom/zephyr", chat_template=prompts.ZEPHYR),
+        Family(type="moss", remote_code=True, chat_template=prompts.MOSS, stop=("<eom>",)),
+        Family(
+            type="custom/alpha_moss", remote_code=True, chat_template=prompts.MOSS, stop=("<eom>",)
+        ),
+        Family(
+            type="chatglm6b",
+            remote_code=True,
+            chat_template=prompts.CHATGLM,
+            adds_special_tokens=True,
+        ),
+        Family(
+            type="custom/chatglm2",
+            remote_code=True,
+            chat_template=prompts.CHATGLM2,
+            adds_special_tokens=True,
+        ),
+        Family(
+            type="custom/baichuan",
+            remote_code=True,
+            chat_template=prompts.BAICHUAN,
+            stop=("<reserved_102>",),
+        ),
+        Family(
+            type="custom/baichuan2",
+            remote_code=True,
+            chat_template=prompts.BAICHUAN2,
+            stop=("<reserved_106>",),
+        ),
         Family(type="custom/visualglm", task="vision", remote_code=True),
         Family(type="custom/qwen_vl_chat", task="vision"),
         Family(type="custom/bge", task="embedding"),

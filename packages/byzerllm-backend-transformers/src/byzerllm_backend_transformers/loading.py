@@ -106,6 +106,8 @@ def check_memory(
 
 def weight_bytes(folder: ModelFolder, dtype: torch.dtype, bits: int | None) -> int:
     """Bytes of the weights once they are loaded."""
+    if "quantization_config" in folder.config:
+        return folder.weight_bytes
     size = int(torch.empty(0, dtype=dtype).element_size()) * 8
     files = [*folder.path.glob("*.safetensors"), *folder.path.glob("*/*.safetensors")]
     if folder.gguf:
@@ -170,11 +172,23 @@ def check_trust(loading: Loading) -> None:
     """Refuse a folder whose code would have to run, unless that was asked for.
 
     Raises:
-        ModelLoadError: names the parameter.
+        ModelLoadError: names the parameter; or the code is not there.
     """
-    if loading.parameters.trust_remote_code or not needs_remote_code(loading):
+    if not needs_remote_code(loading):
         return
-    raise ModelLoadError(
+    if not loading.folder.own_code:
+        raise ModelLoadError(
+            f"the model in {loading.folder.path} (model_type {loading.folder.model_type!r}) is "
+            "known neither to the installed transformers nor by code in the folder; fetch it with "
+            "its *.py files, and deploy it with trust_remote_code=true if you trust its authors"
+        )
+    if loading.parameters.trust_remote_code:
+        return
+    raise _untrusted(loading)
+
+
+def _untrusted(loading: Loading) -> ModelLoadError:
+    return ModelLoadError(
         f"the model in {loading.folder.path} runs Python code of its own, which transformers has "
         "not; if you trust its authors, deploy with --infer_params trust_remote_code=true"
     )
@@ -186,7 +200,7 @@ def needs_remote_code(loading: Loading) -> bool:
     if folder.gguf or (folder.path / "model_index.json").is_file():
         return False
     known = folder.model_type in transformers.CONFIG_MAPPING
-    return (folder.own_code and not known) or (loading.family.remote_code and not known)
+    return not known and (folder.own_code or loading.family.remote_code)
 
 
 def model_arguments(loading: Loading) -> dict[str, Any]:
@@ -242,8 +256,13 @@ def load(
     loading: Loading,
     from_pretrained: Callable[..., Any],
     arguments: Mapping[str, Any] | None = None,
+    *,
+    complete: bool = False,
 ) -> Any:
     """`from_pretrained(folder, **arguments)` with its progress reported and its errors named.
+
+    Args:
+        complete: refuse weights that lack some of the model's, which transformers would make up.
 
     Raises:
         ModelSourceError: the folder cannot be read as what it should be.
@@ -251,7 +270,17 @@ def load(
     """
     given = model_arguments(loading) if arguments is None else arguments
     with _progress(loading), explained(loading):
-        return from_pretrained(loading.folder.path, **given)
+        if not complete:
+            return from_pretrained(loading.folder.path, **given)
+        model, told = from_pretrained(loading.folder.path, output_loading_info=True, **given)
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise ModelSourceError(
+            f"the weights in {loading.folder.path} lack {len(missing)} tensors that the model of "
+            f"its config has ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); "
+            "weights and config.json do not belong together, or some weights were not fetched"
+        )
+    return model
 
 
 @contextmanager
@@ -267,6 +296,8 @@ def explained(loading: Loading, what: str = "") -> Iterator[None]:
             f"loading {path} needs the package {error.name!r}; run: pip install {error.name}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise _untrusted(loading) from error
         raise ModelSourceError(f"{path} cannot be loaded: {_first_lines(error)}") from error
     except Exception as error:
         if is_out_of_memory(error):

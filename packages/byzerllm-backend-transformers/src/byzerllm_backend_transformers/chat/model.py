@@ -13,7 +13,7 @@ from byzerllm.decoding.chat_template import template_source
 from byzerllm.errors import ModelSourceError, ParameterError
 from byzerllm_backend_transformers.chat.adapters import merge
 from byzerllm_backend_transformers.folder import ModelFolder
-from byzerllm_backend_transformers.loading import explained, load
+from byzerllm_backend_transformers.loading import check_trust, explained, load
 from byzerllm_backend_transformers.tasks import Loading
 
 _TOKENIZER_FILES = (
@@ -28,6 +28,8 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length
 # State space models have no end; a request of theirs ends somewhere.
 _ENDLESS = 131_072
 
+_WHERE = "backend 'transformers'"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CausalModel:
@@ -41,6 +43,8 @@ class CausalModel:
         end_tokens: ids of the tokens that end an answer.
         chat_template: Jinja text, '' for none.
         stop: the family's stop texts.
+        adds_special_tokens: chat prompts get the tokenizer's special tokens, which the template
+            cannot write.
         defaults: the folder's `generation_config.json`.
     """
 
@@ -52,6 +56,7 @@ class CausalModel:
     chat_template: str
     stop: tuple[str, ...]
     defaults: transformers.GenerationConfig
+    adds_special_tokens: bool = False
 
     @classmethod
     def load(cls, loading: Loading) -> Self:
@@ -64,24 +69,25 @@ class CausalModel:
             ParameterError: `max_model_len` or an adapter does not fit the model.
             TemplateError: the chat template cannot be read.
         """
+        check_trust(loading)
         check_causal(loading.folder)
         # What is quick and may fail comes before the weights.
         tokenizer = load_tokenizer(loading)
-        template = template_source(
-            loading.parameters.chat_template,
-            _own_template(tokenizer) or loading.family.chat_template,
-        )
-        model = load(loading, transformers.AutoModelForCausalLM.from_pretrained)
+        family = loading.family
+        own = _own_template(tokenizer)
+        template = template_source(loading.parameters.chat_template, own or family.chat_template)
+        model = load(loading, transformers.AutoModelForCausalLM.from_pretrained, complete=True)
         model = merge(loading, model).eval()
         return cls(
             model=model,
             tokenizer=tokenizer,
             device=model.get_input_embeddings().weight.device,
             max_model_len=_max_model_len(loading, model.config, tokenizer),
-            end_tokens=_end_tokens(model, tokenizer),
+            end_tokens=_end_tokens(model, tokenizer, family.stop),
             chat_template=template,
-            stop=loading.family.stop,
+            stop=family.stop,
             defaults=model.generation_config,
+            adds_special_tokens=family.adds_special_tokens and not own,
         )
 
 
@@ -148,13 +154,15 @@ def _max_model_len(loading: Loading, config: Any, tokenizer: Any) -> int:
     return made_for or min(int(told), _ENDLESS)
 
 
-_WHERE = "the infer_params of the backend transformers"
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def _end_tokens(model: Any, tokenizer: Any, stop: tuple[str, ...]) -> frozenset[int]:
+    """A stop text that is one special token never shows as text, so it is among these."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    return frozenset(int(end) for end in [*ends, tokenizer.eos_token_id] if end is not None)
+    added = tokenizer.get_added_vocab()
+    spelled = [added.get(text) for text in stop]
+    return frozenset(
+        int(end) for end in [*ends, tokenizer.eos_token_id, *spelled] if end is not None
+    )
 
 
 def _other_kind(folder: ModelFolder, what: str) -> ModelSourceError:
