@@ -118,7 +118,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch found no room, on a GPU or in main memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    # Two wordings of torch's allocator for main memory.
+    said = ("not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)
 
 
 def out_of_memory_text(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from byzerllm.errors import ModelLoadError, ParameterError, TemplateError
 from byzerllm.requests import GenerateChunk, GenerateRequest, ModelMeta
 from byzerllm_backend_transformers import qwen_vl
 from byzerllm_backend_transformers.conversation import check_placeholders, with_parts
-from byzerllm_backend_transformers.generation import ExtraSampling, Generation, Inputs
+from byzerllm_backend_transformers.generation import Generation, Inputs, extra_of
 from byzerllm_backend_transformers.loading import check_trust, load
 from byzerllm_backend_transformers.pictures import Picture, read_pictures
 from byzerllm_backend_transformers.processors import load_processor
@@ -59,9 +59,10 @@ class Vision(Task):
     def load(cls, loading: Loading) -> Self:
         check_trust(loading)
         _check_type(loading)
-        model = load(loading, transformers.AutoModelForImageTextToText.from_pretrained)
         loading.report("loading the processor")
-        return cls(loading, model.eval(), load_processor(loading))
+        processor = load_processor(loading)
+        model = load(loading, transformers.AutoModelForImageTextToText.from_pretrained)
+        return cls(loading, model.eval(), processor)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a conversation with or without pictures, or continue a prompt.
@@ -72,7 +73,6 @@ class Vision(Task):
                 parameter.
             ContextLengthError: text and pictures fill the context.
             TemplateError: the model has no chat template, or it refuses the messages.
-            CapabilityError: a schema or a grammar.
             BackendError: not enough memory.
         """
         self.check_open()
@@ -101,15 +101,16 @@ class Vision(Task):
             max_model_len=self._generation.max_length,
             architectures=self.folder.architectures,
             model_name=self.folder.path.name,
+            constrained=True,
         )
 
     def free(self) -> None:
-        del self._model, self._generation
+        self._model = self._generation.model = None
 
     async def _chat(
         self, request: GenerateRequest, given: list[Message]
     ) -> AsyncGenerator[GenerateChunk, None]:
-        variables = ExtraSampling.parse(request).chat_template_kwargs
+        variables = extra_of(request).chat_template_kwargs
         messages, sent = with_parts(given)
         pictures = await asyncio.to_thread(read_pictures, sent)
         talk = qwen_vl.Talk.of(messages, pictures) if self._seed_form else None
@@ -164,9 +165,10 @@ class Vision(Task):
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            what = f"a conversation with {len(pictures)} pictures"
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ParameterError(
-                f"the model's processor does not take {what}: {' '.join(str(error).split())[:300]}",
+                f"the model's processor does not take this text with {len(pictures)} images: "
+                f"{reason}",
                 parameter="messages",
             ) from error
         moved: Inputs = inputs.to(self._model.device, dtype=self._model.dtype)
