@@ -159,6 +159,8 @@ def quantization_config(loading: Loading, device: torch.device) -> Any:
     except Exception as error:
         raise ModelLoadError(f"bitsandbytes cannot be loaded on this platform: {error}") from error
     if bits == 8:
+        # It says so in every layer at every token.
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast)
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
@@ -166,6 +168,10 @@ def quantization_config(loading: Loading, device: torch.device) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype_of(loading, device),
     )
+
+
+def _is_no_cast(record: logging.LogRecord) -> bool:
+    return "inputs will be cast" not in str(record.msg)
 
 
 def check_trust(loading: Loading) -> None:

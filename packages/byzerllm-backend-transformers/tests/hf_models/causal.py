@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,10 @@ def save_adapter(
     lora = peft.LoraConfig(
         r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **config
     )
-    adapted = peft.get_peft_model(build(name), lora)
+    with warnings.catch_warnings():
+        # PEFT asks transformers by an older name.
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = peft.get_peft_model(build(name), lora)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for key, weight in adapted.named_parameters():

@@ -148,9 +148,15 @@ class Chat(Task):
         self, request: GenerateRequest, text: str, chat: bool
     ) -> tuple[list[int], Mask | None]:
         """The prompt's tokens and the mask of its answer, which may take long."""
-        tokens = self._ids(text, special=not chat)
+        tokens = self._ids(text, special=not chat or self._model.adds_special_tokens)
         if not tokens:
             raise ParameterError("an empty prompt; give at least one character")
+        if max(tokens) >= self._vocab_size:
+            strange = self._model.tokenizer.convert_ids_to_tokens(max(tokens))
+            raise ParameterError(
+                f"the prompt has {strange!r}, which the tokenizer knows and the model's weights do "
+                "not; leave it out"
+            )
         if len(tokens) >= self._model.max_model_len:
             raise ContextLengthError(
                 f"the prompt has {len(tokens):,} tokens, the context holds "
