@@ -8,6 +8,8 @@ token.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
@@ -26,6 +28,8 @@ class BatchCache(Cache):  # type: ignore[misc]
         starts: first column of each row.
         end: first free column of all.
     """
+
+    layers: list[Any]
 
     def __init__(self) -> None:
         super().__init__(layers=[])

@@ -14,14 +14,17 @@ from byzerllm.errors import NotInstalledError
 if TYPE_CHECKING:
     from byzerllm.testing.conformance import BackendConformance, ProviderConformance
     from byzerllm.testing.echo import EchoBackend
+    from byzerllm.testing.loaded import Answer, Loaded
 
 _HOMES = {
+    "Answer": "byzerllm.testing.loaded",
     "BackendConformance": "byzerllm.testing.conformance",
     "EchoBackend": "byzerllm.testing.echo",
+    "Loaded": "byzerllm.testing.loaded",
     "ProviderConformance": "byzerllm.testing.conformance",
 }
 
-__all__ = ["BackendConformance", "EchoBackend", "ProviderConformance"]
+__all__ = ["Answer", "BackendConformance", "EchoBackend", "Loaded", "ProviderConformance"]
 
 
 def __getattr__(name: str) -> Any:
