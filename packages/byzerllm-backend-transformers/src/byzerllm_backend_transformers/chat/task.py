@@ -40,6 +40,7 @@ class Chat(Task):
             model.chat_template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or ""
         )
         vocab_size = int(model.model.get_output_embeddings().weight.shape[0])
+        self._vocab_size = vocab_size
         self._schemas = SchemaCompiler(
             lambda: read_vocabulary(tokenizer, vocab_size, model.end_tokens), vocab_size
         )
