@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from transformers import dynamic_module_utils
 
 from byzerllm import ByzerLLM
 from byzerllm.backend import BackendContext
@@ -487,6 +488,14 @@ def test_a_template_that_refuses(model: Loaded, load: Callable[..., Loaded]) -> 
         refusing.ask()
 
 
+def test_a_template_that_takes_texts_only(model: Loaded, load: Callable[..., Loaded]) -> None:
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    loaded = load(model.task.folder.path, chat_template=plain)
+    prompt = loaded.run(loaded.backend.apply_chat_template(ASKED))
+    assert prompt == "user: what is this?\n<|image_pad|>\n"
+    assert loaded.ask()[-1].finish_reason is not None
+
+
 def test_no_memory_for_a_request(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**ignored: Any) -> None:
         torch.empty(2**60)
@@ -548,6 +557,45 @@ def test_the_first_qwen_vl_needs_trust(tmp_path: Path) -> None:
     for model_type in ("custom/qwen_vl_chat", "custom/auto", "custom/visualglm"):
         with pytest.raises(ModelLoadError, match="trust_remote_code=true"):
             Loaded(folder, model_type)
+
+
+REMOTE = """
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+
+class TinyConfig(Idefics3Config):
+    model_type = "tiny_vl"
+
+class TinyModel(Idefics3ForConditionalGeneration):
+    config_class = TinyConfig
+"""
+
+
+def test_code_in_the_folder_runs_when_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # transformers copies the code there, and imports it.
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    folder = vision.idefics3(tmp_path / "tiny_vl")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "tiny_vl",
+        "architectures": ["TinyModel"],
+        "auto_map": {
+            "AutoConfig": "tiny_code.TinyConfig",
+            "AutoModelForImageTextToText": "tiny_code.TinyModel",
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tiny_code.py").write_text(REMOTE)
+    with pytest.raises(ModelLoadError, match="trust_remote_code=true"):
+        Loaded(folder)
+    loaded = Loaded(folder, trust_remote_code=True)
+    try:
+        assert type(loaded.task._model).__name__ == "TinyModel"
+        assert loaded.ask()[-1].finish_reason is not None
+    finally:
+        loaded.close()
 
 
 class TestConformance(BackendConformance):

@@ -63,6 +63,17 @@ def _parts(content: Any, where: str, pictures: list[SentPicture]) -> list[Messag
     return parts
 
 
+def as_texts(messages: list[Message], placeholder: str) -> list[Message]:
+    """The messages for a template that takes texts only, `placeholder` in each picture's place."""
+    return [
+        {
+            **message,
+            "content": "\n".join(part.get("text", placeholder) for part in message["content"]),
+        }
+        for message in messages
+    ]
+
+
 def check_placeholders(messages: list[Message], placeholders: Collection[str]) -> None:
     """Refuse texts that hold what stands for a picture in the model's own prompts.
 

@@ -28,8 +28,9 @@ def load_processor(loading: Loading) -> Any:
         processor = cls.from_pretrained(loading.folder.path, **options)
     if not hasattr(processor, "image_processor"):
         raise ModelLoadError(
-            f"{loading.folder.path} has no processor for images (preprocessor_config.json); fetch "
-            "the model again"
+            f"{loading.folder.path} has no processor for images that transformers knows "
+            "(preprocessor_config.json); fetch the model again, or take one that has: of the first "
+            "Qwen-VL's kin, Qwen2-VL and later ones"
         )
     return processor
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import jinja2
+import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
@@ -19,7 +21,8 @@ from byzerllm.decoding.chat_template import template_source
 from byzerllm.errors import ModelLoadError, ParameterError, TemplateError
 from byzerllm.requests import GenerateChunk, GenerateRequest, ModelMeta
 from byzerllm_backend_transformers import qwen_vl
-from byzerllm_backend_transformers.conversation import check_placeholders, with_parts
+from byzerllm_backend_transformers.chat.adapters import merge
+from byzerllm_backend_transformers.conversation import as_texts, check_placeholders, with_parts
 from byzerllm_backend_transformers.generation import Generation, Inputs, extra_of
 from byzerllm_backend_transformers.loading import check_trust, load
 from byzerllm_backend_transformers.pictures import Picture, read_pictures
@@ -61,8 +64,9 @@ class Vision(Task):
         _check_type(loading)
         loading.report("loading the processor")
         processor = load_processor(loading)
-        model = load(loading, transformers.AutoModelForImageTextToText.from_pretrained)
-        return cls(loading, model.eval(), processor)
+        auto = transformers.AutoModelForImageTextToText
+        model = load(loading, auto.from_pretrained, complete=True)
+        return cls(loading, merge(loading, model).eval(), processor)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a conversation with or without pictures, or continue a prompt.
@@ -126,6 +130,24 @@ class Vision(Task):
         check_placeholders(messages, self._placeholders)
         if not self._template:
             return self._bare(messages)
+        if not self._takes_parts:
+            messages = as_texts(messages, self._placeholder)
+        return self._rendered(messages, variables)
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the chat template reads lists of parts; else it prints them like any value."""
+        probe = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        try:
+            return "'type'" not in self._rendered(probe, {})
+        except TemplateError:
+            return True
+
+    @property
+    def _placeholder(self) -> str:
+        return self._placeholders[0] if self._placeholders else ""
+
+    def _rendered(self, messages: list[Message], variables: Mapping[str, Any]) -> str:
         try:
             return str(
                 self._processor.apply_chat_template(
@@ -150,8 +172,7 @@ class Vision(Task):
             )
         parts = messages[0]["content"]
         texts = [part["text"] for part in parts if part["type"] == "text"]
-        pictures = len(parts) - len(texts)
-        return "".join([*self._placeholders[:1] * pictures, "\n".join(texts)])
+        return self._placeholder * (len(parts) - len(texts)) + "\n".join(texts)
 
     def _inputs(self, text: str | None, pictures: Sequence[Picture]) -> Inputs:
         """The model's inputs, on its device."""
@@ -171,8 +192,13 @@ class Vision(Task):
                 f"{reason}",
                 parameter="messages",
             ) from error
-        moved: Inputs = inputs.to(self._model.device, dtype=self._model.dtype)
-        return moved
+        return {name: self._moved(value) for name, value in inputs.items()}
+
+    def _moved(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        dtype = self._model.dtype if value.is_floating_point() else None
+        return value.to(self._model.device, dtype=dtype)
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
