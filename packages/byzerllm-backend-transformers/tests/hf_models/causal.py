@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from byzerllm.backend import BackendContext
+from byzerllm_backend_transformers import TransformersParameters
+from byzerllm_backend_transformers.families import family_of
+from byzerllm_backend_transformers.folder import ModelFolder
+from byzerllm_backend_transformers.tasks import Loading
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
@@ -128,3 +136,25 @@ def save_adapter(
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     adapted.save_pretrained(folder)
     return folder
+
+
+def loading(
+    path: Path,
+    model_type: str = "custom/auto",
+    *,
+    report: Callable[[str], None] = lambda phase: None,
+    **infer_params: Any,
+) -> Loading:
+    """What the worker gives to a task for a model in `path`."""
+    return Loading(
+        context=BackendContext(
+            model="tiny",
+            model_path=path,
+            model_type=model_type,
+            parameters=TransformersParameters.parse(infer_params, where="a test"),
+            report=report,
+        ),
+        folder=ModelFolder.read(path),
+        family=family_of(model_type),
+        given_up=threading.Event(),
+    )
