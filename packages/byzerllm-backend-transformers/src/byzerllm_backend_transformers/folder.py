@@ -15,6 +15,7 @@ from byzerllm_backend_transformers.families import Family, TaskName
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt")
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _INDEXES = ("model.safetensors.index.json", _PICKLED_INDEX)
+_LFS_POINTER = b"version https://git-lfs"
 ADAPTER_CONFIG = "adapter_config.json"
 """What PEFT writes beside the weights of an adapter."""
 
@@ -45,6 +46,7 @@ class ModelFolder:
         if path is None:
             raise ModelSourceError("the backend transformers needs a model_path: a model's folder")
         if path.is_file() and path.suffix.lower() == ".gguf":
+            _check_gguf(path)
             return cls(path.parent, gguf=path.name)
         if path.is_file():
             raise ModelSourceError(
@@ -58,7 +60,9 @@ class ModelFolder:
             base = cls.read(_base_of(path))
             return replace(base, adapters=(*base.adapters, path))
         folder = cls(path, gguf=_only_gguf(path))
-        if not folder.gguf:
+        if folder.gguf:
+            _check_gguf(path / folder.gguf)
+        else:
             folder._check()
         return folder
 
@@ -163,6 +167,9 @@ class ModelFolder:
     def _check_whole(self) -> None:
         for file in self.path.glob("*.safetensors"):
             check_whole(file)
+        for file in self.path.glob("*.bin"):
+            if _begins(file, _LFS_POINTER):
+                raise _pointer(file)
 
 
 def check_whole(file: Path) -> None:
@@ -197,7 +204,10 @@ def _promised_size(file: Path) -> int:
 def _header(file: Path) -> tuple[dict[str, Any], int]:
     try:
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            first = stream.read(8)
+            if _LFS_POINTER.startswith(first) and first:
+                raise _pointer(file)
+            length = int.from_bytes(first, "little")
             if length > 100_000_000:
                 raise ValueError(f"a header of {length:,} bytes")
             return json.loads(stream.read(length)), 8 + length
@@ -218,6 +228,28 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelSourceError(f"{file} holds no JSON object")
     return value
+
+
+def _check_gguf(file: Path) -> None:
+    if _begins(file, _LFS_POINTER):
+        raise _pointer(file)
+    if not _begins(file, b"GGUF"):
+        raise ModelSourceError(f"{file} is no GGUF file; fetch the model again")
+
+
+def _begins(file: Path, start: bytes) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(start)) == start
+    except OSError as error:
+        raise ModelSourceError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _pointer(file: Path) -> ModelSourceError:
+    return ModelSourceError(
+        f"{file} is a pointer of Git LFS and no weights; run git lfs pull in its folder, or fetch "
+        "the model again"
+    )
 
 
 def _base_of(adapter: Path) -> Path:

@@ -19,6 +19,8 @@ from byzerllm_backend_transformers.tasks import Loading, is_out_of_memory
 logger = logging.getLogger(__name__)
 
 _STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+# Embeddings, and the head, by their names in most models.
+_NEVER_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
 # What loading needs beside the weights: buffers, the first activations, the allocator's rounding.
 _OVERHEAD = 1.15
 
@@ -117,10 +119,10 @@ def weight_bytes(folder: ModelFolder, dtype: torch.dtype, bits: int | None) -> i
         return folder.weight_bytes * size // 16
     total = 0
     for file in files:
-        for _, stored, shape, length in tensors(file):
+        for name, stored, shape, length in tensors(file):
             count = length // _STORED_BYTES.get(stored, 2)
-            # Only matrices are quantized.
-            total += count * (bits if bits and len(shape) > 1 else size) // 8
+            quantized = len(shape) > 1 and not any(part in name for part in _NEVER_QUANTIZED)
+            total += count * (bits if bits and quantized else size) // 8
     return total
 
 

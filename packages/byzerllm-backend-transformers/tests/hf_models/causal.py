@@ -78,8 +78,8 @@ def tokenizer() -> Any:
     )
 
 
-def build(name: str) -> Any:
-    """The model `name` of `CONFIGS`, always with the same weights."""
+def build(name: str, **changes: Any) -> Any:
+    """The model `name` of `CONFIGS`, always with the same weights; `changes` are other values."""
     import torch
     import transformers
 
@@ -91,7 +91,7 @@ def build(name: str) -> Any:
         pad_token_id=tokenizer().pad_token_id,
         # Larger than usual: answers differ clearly from token to token.
         initializer_range=0.2,
-        **values,
+        **(values | changes),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -115,24 +115,35 @@ def save_tokenizer(folder: Path, *, template: str = CHAT_TEMPLATE) -> Path:
 
 
 def save_adapter(
-    folder: Path, base: Path, *, name: str = "llama", scale: float = 1.0, **config: Any
+    folder: Path,
+    base: Path,
+    *,
+    name: str = "llama",
+    sign: int = 1,
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj"),
+    **changes: Any,
 ) -> Path:
-    """A LoRA adapter with random weights for the model in `base`, saved by PEFT."""
+    """A LoRA adapter with random weights, saved by PEFT, for the model in `base`.
+
+    Args:
+        name, changes: what it is made on, as in `build`.
+        sign: -1 takes away what 1 adds.
+    """
     import peft
     import torch
 
-    lora = peft.LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **config
-    )
+    lora = peft.LoraConfig(r=4, target_modules=list(target_modules), task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         # PEFT asks transformers by an older name.
         warnings.simplefilter("ignore", FutureWarning)
-        adapted = peft.get_peft_model(build(name), lora)
+        adapted = peft.get_peft_model(build(name, **changes), lora)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for key, weight in adapted.named_parameters():
             if "lora_" in key:
-                weight.normal_(0, 0.5 * scale)
+                weight.normal_(0, 0.5)
+            if "lora_B" in key:
+                weight.mul_(sign)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
     adapted.save_pretrained(folder)
     return folder

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from byzerllm.errors import ByzerLLMError, ModelSourceError
-from byzerllm_backend_transformers.folder import ADAPTER_CONFIG, read_json
+from byzerllm_backend_transformers.folder import ADAPTER_CONFIG, check_whole, read_json
 from byzerllm_backend_transformers.tasks import Loading
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def merge(loading: Loading, model: Any) -> Any:
-    """`model` with the adapters of its folder and of `lora_path` merged into it, in this order.
+    """`model` with the adapters of `adapters_of` merged into it, in their order.
 
     Raises:
         ModelSourceError: a folder that is no adapter's, or whose adapter is for another model.
@@ -26,7 +26,7 @@ def merge(loading: Loading, model: Any) -> Any:
 
 
 def adapters_of(loading: Loading) -> list[Path]:
-    """The adapter folders, each looked at.
+    """The adapter folders, each looked at: the deployed one and those of `lora_path`.
 
     Raises:
         ModelSourceError: a folder that is no adapter's.
@@ -48,6 +48,8 @@ def _check(folder: Path) -> None:
         raise ModelSourceError(
             f"lora_path: {folder} has no weights ({' or '.join(_WEIGHTS)}); copy the adapter again"
         )
+    for file in folder.glob("adapter_model.safetensors"):
+        check_whole(file)
     config = read_json(folder / ADAPTER_CONFIG)
     kind = config.get("peft_type")
     if kind != "LORA":

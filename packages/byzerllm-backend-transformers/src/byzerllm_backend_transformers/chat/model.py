@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from byzerllm.decoding.chat_template import template_source
 from byzerllm.errors import ModelSourceError, ParameterError
-from byzerllm_backend_transformers.chat.adapters import merge
+from byzerllm_backend_transformers.chat.adapters import adapters_of, merge
 from byzerllm_backend_transformers.folder import ModelFolder
 from byzerllm_backend_transformers.loading import check_trust, explained, load
 from byzerllm_backend_transformers.tasks import Loading
@@ -72,6 +72,7 @@ class CausalModel:
         check_trust(loading)
         check_causal(loading.folder)
         # What is quick and may fail comes before the weights.
+        adapters_of(loading)
         tokenizer = load_tokenizer(loading)
         family = loading.family
         own = _own_template(tokenizer)
