@@ -1,8 +1,9 @@
-"""`byzerllm serve` in a process of its own, on a cluster."""
+"""`byzerllm serve` in a process of its own."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -46,21 +47,41 @@ class Serving:
         return self.process.wait(timeout)
 
 
+def start(folder: Path, *options: str, **environ: str) -> Serving:
+    """A server with `options` on a port of its own, which logs into `folder`."""
+    command = [str(Path(sys.executable).with_name("byzerllm")), "serve", "--port", "0", *options]
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, **environ}
+        )
+    try:
+        return Serving(_url(process, log), process, log)
+    except BaseException:
+        _end(process)
+        raise
+
+
 @contextlib.contextmanager
-def serving(address: str, *options: str) -> Iterator[Serving]:
-    """The models of the cluster at `address`, on a port of its own."""
-    command = [str(Path(sys.executable).with_name("byzerllm")), "serve", "--port", "0"]
+def running(*options: str, **environ: str) -> Iterator[Serving]:
+    """`start`, in a folder of its own; it is ended with the context."""
     with tempfile.TemporaryDirectory(prefix="bz-") as folder:
-        log = Path(folder) / "server.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, "--ray_address", address, *options], stdout=output, stderr=output
-            )
+        served = start(Path(folder), *options, **environ)
         try:
-            yield Serving(_url(process, log), process, log)
+            yield served
         finally:
-            process.kill()
-            process.wait(10)
+            _end(served.process)
+
+
+def serving(address: str, *options: str) -> contextlib.AbstractContextManager[Serving]:
+    """`running`, for the models of the cluster at `address`."""
+    return running("--ray_address", address, *options)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait(10)
 
 
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:

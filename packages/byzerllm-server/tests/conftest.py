@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
+from server_process import Serving, running
+
 if TYPE_CHECKING:
     from vendors.openai import OpenAIVendor
 
-START_SECONDS = 60
 ECHO = """
 version: 1
 models:
@@ -36,74 +28,23 @@ models:
 """
 
 
-@dataclass(frozen=True)
-class Served:
-    """A server that runs.
-
-    Attributes:
-        url: `http://127.0.0.1:PORT`.
-        log: the file with its output.
-    """
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def stop(self, timeout: float = 20) -> int:
-        """Ask it to stop, as Ctrl-C does, and return its exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout)
-
-
-def start_server(folder: Path, *options: str, config: str = ECHO, **environ: str) -> Served:
-    """`byzerllm serve` without Ray, with the models of `config`, on a port of its own."""
-    (folder / "byzerllm.yaml").write_text(config)
-    command = [str(Path(sys.executable).with_name("byzerllm")), "serve", "--port", "0"]
-    if "--runtime" not in options:
-        command += ["--runtime", "local", "--config", str(folder / "byzerllm.yaml")]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *options], stdout=output, stderr=output, env={**os.environ, **environ}
-        )
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        found = re.search(r"listening on (https?://\S+)", log.read_text(errors="replace"))
-        if found:
-            return Served(found[1], process, log)
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.kill()
-    raise RuntimeError(f"byzerllm serve did not start:\n{log.read_text(errors='replace')}")
-
-
 @pytest.fixture(scope="module")
-def serving() -> Iterator[Callable[..., Served]]:
-    """Starts servers, with `start_server`'s options; they end with the module."""
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Serving]]:
+    """Starts servers without Ray, with the models of `config`; they end with the module."""
     with contextlib.ExitStack() as ending:
 
-        def start(*options: str, **settings: str) -> Served:
-            folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="bz-")))
-            served = start_server(folder, *options, **settings)
-            ending.callback(_end, served)
-            return served
+        def start(*options: str, config: str = ECHO, **environ: str) -> Serving:
+            if "--runtime" not in options:
+                file = tmp_path_factory.mktemp("server") / "byzerllm.yaml"
+                file.write_text(config)
+                options = ("--runtime", "local", "--config", str(file), *options)
+            return ending.enter_context(running(*options, **environ))
 
         yield start
 
 
-def _end(served: Served) -> None:
-    if served.process.poll() is None:
-        served.process.kill()
-        served.process.wait(10)
-
-
 @pytest.fixture(scope="module")
-def echo(serving: Callable[..., Served]) -> Served:
+def echo(serving: Callable[..., Serving]) -> Serving:
     """A server with the models echo, slow and broken."""
     return serving()
 
@@ -141,7 +82,7 @@ def openai_vendor() -> Iterator[OpenAIVendor]:
 
 
 @pytest.fixture(scope="module")
-def hosted_server(serving: Callable[..., Served], openai_vendor: OpenAIVendor) -> Served:
+def hosted_server(serving: Callable[..., Serving], openai_vendor: OpenAIVendor) -> Serving:
     """A gateway to `HOSTED_MODELS` at the vendor."""
     models = [
         HOSTED_MODEL.format(name=name, model=model, vendor=openai_vendor)
@@ -151,14 +92,14 @@ def hosted_server(serving: Callable[..., Served], openai_vendor: OpenAIVendor) -
 
 
 @pytest.fixture
-def hosted(hosted_server: Served) -> Iterator[httpx.Client]:
+def hosted(hosted_server: Serving) -> Iterator[httpx.Client]:
     """A client of `hosted_server`."""
     with httpx.Client(base_url=hosted_server.url, timeout=30) as client:
         yield client
 
 
 @pytest.fixture
-def http(echo: Served) -> Iterator[httpx.Client]:
+def http(echo: Serving) -> Iterator[httpx.Client]:
     """A client of `echo`."""
     with httpx.Client(base_url=echo.url, timeout=30) as client:
         yield client
