@@ -92,6 +92,7 @@ class Diffusion(Task):
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
         """One JSON list: an object per picture with `img64`, its PNG file in base64, and the
         parameters that it was drawn with. A stream brings the steps as `reasoning` before."""
+        self.check_open()
         order = await asyncio.to_thread(
             order_of_chat, request, seed=self.parameters.seed, where=self._where
         )
@@ -116,6 +117,7 @@ class Diffusion(Task):
     async def draw(self, request: ImageRequest) -> ImageResult:
         """`n` pictures. `revised_prompt` is what the text encoder had room for, where
         that is not the whole prompt."""
+        self.check_open()
         loop = asyncio.get_running_loop()
         start = loop.time()
         order = await asyncio.to_thread(

@@ -52,7 +52,7 @@ class Question:
         tool_choice: Any = None,
         parallel: bool = True,
     ) -> None:
-        if meta.task != "chat":
+        if not _answers_chats(meta):
             raise CapabilityError(
                 f"model {context.call.asked!r} does {meta.task}, not chat", parameter="model"
             )
@@ -184,6 +184,12 @@ def as_chunk(result: GenerateResult) -> GenerateChunk:
         stop_text=result.stop_text,
         usage=result.usage,
     )
+
+
+def _answers_chats(meta: ModelMeta) -> bool:
+    """Our own models of pictures answer chats, too: with the pictures, as JSON."""
+    draws = meta.task == "image" and meta.model_deploy_type == "proprietary"
+    return meta.task == "chat" or draws
 
 
 def _check_choice(tools: Sequence[dict[str, Any]], choice: Any) -> None:
