@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from byzerllm_backend_transformers.tasks import Loading
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
-def merge(loading: Loading, model: Any) -> Any:
-    """`model` with the adapters of `adapters_of` merged into it, in their order.
+def merge(loading: Loading, model: Any, folders: Iterable[Path]) -> Any:
+    """`model` with adapters merged into it, in their order.
+
+    Args:
+        folders: what `adapters_of` found before the weights were read.
 
     Raises:
-        ModelSourceError: a folder that is no adapter's, or whose adapter is for another model.
+        ModelSourceError: an adapter is for another model.
     """
-    for folder in adapters_of(loading):
+    for folder in folders:
         loading.report(f"merging the adapter {folder.name}")
         model = _merged(model, folder, str(loading.folder.path))
     return model

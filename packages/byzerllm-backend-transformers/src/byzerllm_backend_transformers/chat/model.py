@@ -72,13 +72,13 @@ class CausalModel:
         check_trust(loading)
         check_causal(loading.folder)
         # What is quick and may fail comes before the weights.
-        adapters_of(loading)
+        adapters = adapters_of(loading)
         tokenizer = load_tokenizer(loading)
         family = loading.family
         own = _own_template(tokenizer)
         template = template_source(loading.parameters.chat_template, own or family.chat_template)
         model = load(loading, transformers.AutoModelForCausalLM.from_pretrained, complete=True)
-        model = merge(loading, model).eval()
+        model = merge(loading, model, adapters).eval()
         return cls(
             model=model,
             tokenizer=tokenizer,
