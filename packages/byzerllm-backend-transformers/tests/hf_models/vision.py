@@ -44,7 +44,7 @@ LLAVA = (
 )
 
 
-def tokenizer(chat_template: str | None, **tokens: str) -> Any:
+def tokenizer(chat_template: str | None, **tokens: Any) -> Any:
     """Byte-level BPE with the special tokens of all the families."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -196,6 +196,59 @@ def idefics3(folder: Path, seed: int = 0) -> Path:
     return _saved(folder, transformers.Idefics3ForConditionalGeneration(config), processor)
 
 
+def qwen3_vl(folder: Path, seed: int = 0) -> Path:
+    return _qwen(
+        folder,
+        transformers.Qwen3VLConfig,
+        transformers.Qwen3VLForConditionalGeneration,
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        seed,
+    )
+
+
+def gemma3(folder: Path, seed: int = 0) -> Path:
+    tokens = tokenizer(
+        LLAVA.replace("<image>", "<|vision_start|>"),
+        bos_token="<|im_start|>",
+        extra_special_tokens={
+            "image_token": "<image>",
+            "boi_token": "<|vision_start|>",
+            "eoi_token": "<|vision_end|>",
+        },
+    )
+    config = transformers.Gemma3Config(
+        text_config={"head_dim": 16, **_text_config(tokens)},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "vision_use_head": False,
+        },
+        image_token_index=tokens.convert_tokens_to_ids("<image>"),
+        boi_token_index=tokens.convert_tokens_to_ids("<|vision_start|>"),
+        eoi_token_index=tokens.convert_tokens_to_ids("<|vision_end|>"),
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(seed)
+    images = transformers.Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    processor = transformers.Gemma3Processor(
+        images, tokens, chat_template=tokens.chat_template, image_seq_length=4
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    # Zeros as transformers makes it, which would blind the model.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)
+    return _saved(folder, model, processor)
+
+
 def paligemma(folder: Path, seed: int = 0) -> Path:
     """No chat template: its authors give it a picture and one line of text."""
     tokens = tokenizer(None, bos_token="<|im_start|>")
@@ -226,7 +279,9 @@ def paligemma(folder: Path, seed: int = 0) -> Path:
 FAMILIES = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
     "llava": llava,
     "idefics3": idefics3,
+    "gemma3": gemma3,
     "paligemma": paligemma,
 }
