@@ -21,7 +21,7 @@ from byzerllm.decoding.chat_template import template_source
 from byzerllm.errors import ModelLoadError, ParameterError, TemplateError
 from byzerllm.requests import GenerateChunk, GenerateRequest, ModelMeta
 from byzerllm_backend_transformers import qwen_vl
-from byzerllm_backend_transformers.chat.adapters import merge
+from byzerllm_backend_transformers.chat.adapters import adapters_of, merge
 from byzerllm_backend_transformers.conversation import as_texts, check_placeholders, with_parts
 from byzerllm_backend_transformers.generation import Generation, Inputs, extra_of
 from byzerllm_backend_transformers.loading import check_trust, load
@@ -64,9 +64,10 @@ class Vision(Task):
         _check_type(loading)
         loading.report("loading the processor")
         processor = load_processor(loading)
+        adapters = adapters_of(loading)
         auto = transformers.AutoModelForImageTextToText
         model = load(loading, auto.from_pretrained, complete=True)
-        return cls(loading, merge(loading, model).eval(), processor)
+        return cls(loading, merge(loading, model, adapters).eval(), processor)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a conversation with or without pictures, or continue a prompt.
@@ -149,8 +150,9 @@ class Vision(Task):
 
     def _rendered(self, messages: list[Message], variables: Mapping[str, Any]) -> str:
         try:
+            # Those of some processors ask their processor of videos, which may not be there.
             return str(
-                self._processor.apply_chat_template(
+                self._processor.tokenizer.apply_chat_template(
                     messages,
                     chat_template=self._template,
                     add_generation_prompt=True,
