@@ -9,13 +9,18 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
 from PIL import Image
 
 from byzerllm.utils.client import ByzerLLM, InferBackend
+from byzerllm_backend_transformers.diffusion.parameters import PictureParameters, UpscalerMode
+from byzerllm_backend_transformers.diffusion.schedulers import SAMPLERS
 from hf_models.diffusion import stable_diffusion
 
 # diffusers hands tensors to NumPy in ways that NumPy 2 wants written otherwise.
@@ -91,3 +96,17 @@ def test_every_parameter_of_the_table(llm: ByzerLLM, tmp_path: Path) -> None:
                 assert picture[name] == value, name
         image = Image.open(io.BytesIO(base64.b64decode(picture["img64"])))
         assert image.size == (picture["width"], picture["height"]) == (128, 256)
+
+
+def test_the_table_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "stable-diffusion.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", text, re.MULTILINE))
+    assert rows.pop("seed") == "-1"
+    defaults = msgspec.structs.asdict(PictureParameters())
+    shown = {
+        name: value if isinstance(value, str) and value else json.dumps(value)
+        for name, value in defaults.items()
+    }
+    assert rows == shown
+    assert all(f"`{name}`" in text for name in SAMPLERS)
+    assert all(f"`{mode}`" in text for mode in get_args(UpscalerMode))
