@@ -151,6 +151,12 @@ def quantization_config(loading: Loading, device: torch.device) -> Any:
     bits = loading.parameters.quantization
     if bits is None:
         return None
+    done = loading.folder.config.get("quantization_config")
+    if isinstance(done, Mapping):
+        raise ModelLoadError(
+            f"the weights in {loading.folder.path} are quantized already "
+            f"({done.get('quant_method', 'unknown')}); deploy them without quantization"
+        )
     try:
         import bitsandbytes  # noqa: F401
     except ModuleNotFoundError as error:
