@@ -6,7 +6,8 @@ brings no chat template. `custom/auto` looks into the folder instead; see `folde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from byzerllm_backend_transformers import prompts
@@ -29,7 +30,10 @@ class Family:
         stop: texts that end its answers, beyond its end tokens.
         adds_special_tokens: its prompts begin with tokens that no text is read as; the tokenizer
             adds them.
-        query_instruction: what the family puts before a query that is embedded.
+        query_instructions: what the family puts before a query that is embedded, by the size of the
+            folder's vocabulary, which tells its language.
+        pooling: how a plain encoder's tokens become one vector.
+        normalized: its vectors have length 1.
     """
 
     type: str
@@ -38,8 +42,17 @@ class Family:
     chat_template: str = ""
     stop: tuple[str, ...] = ()
     adds_special_tokens: bool = False
-    query_instruction: str = ""
+    query_instructions: Mapping[int, str] = field(default_factory=dict)
+    pooling: Literal["mean", "cls"] = "mean"
+    normalized: bool = False
 
+
+# https://github.com/FlagOpen/FlagEmbedding: of the Chinese and the English models. BGE-M3, with
+# 250,002 tokens, takes none.
+_BGE_QUERY = {
+    21128: "为这个句子生成表示以用于检索相关文章：",
+    30522: "Represent this sentence for searching relevant passages: ",
+}
 
 FAMILIES: dict[str, Family] = {
     family.type: family
@@ -81,8 +94,14 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(type="custom/visualglm", task="vision", remote_code=True),
         Family(type="custom/qwen_vl_chat", task="vision"),
-        Family(type="custom/bge", task="embedding"),
-        Family(type="custom/m3e", task="embedding"),
+        Family(
+            type="custom/bge",
+            task="embedding",
+            query_instructions=_BGE_QUERY,
+            pooling="cls",
+            normalized=True,
+        ),
+        Family(type="custom/m3e", task="embedding", normalized=True),
         Family(type="custom/bge_rerank", task="rerank"),
         Family(type="whisper", task="transcription"),
         Family(type="bark", task="speech"),

@@ -73,6 +73,8 @@ class ModelFolder:
             return {}
         file = self.path / "model_index.json"
         file = file if file.is_file() else self.path / "config.json"
+        if not file.is_file() and self.is_sentence_transformer:
+            return self._first_module_config()
         if not file.is_file():
             raise ModelSourceError(
                 f"{self.path} has neither config.json nor model_index.json; it is no folder of "
@@ -106,6 +108,15 @@ class ModelFolder:
         return (self.path / "modules.json").is_file()
 
     @cached_property
+    def saved_class(self) -> str:
+        """The class of sentence-transformers that saved the folder, '' for none."""
+        file = self.path / "config_sentence_transformers.json"
+        if not self.is_sentence_transformer:
+            return ""
+        said = read_json(file).get("model_type") if file.is_file() else None
+        return str(said or "SentenceTransformer")
+
+    @cached_property
     def weight_bytes(self) -> int:
         """Bytes of the weight files, in whichever of its formats will be read."""
         if self.gguf:
@@ -127,6 +138,8 @@ class ModelFolder:
         name = self.architectures[0] if self.architectures else ""
         if name.endswith(("ForSequenceClassification", "ForMultipleChoice")):
             return "rerank"
+        if self.saved_class == "CrossEncoder":
+            return "rerank"
         if self.is_sentence_transformer:
             return "embedding"
         if name.startswith("Whisper"):
@@ -140,6 +153,11 @@ class ModelFolder:
         if name.endswith("Model") and not self.own_code:
             return "embedding"
         return "chat"
+
+    def _first_module_config(self) -> Mapping[str, Any]:
+        """Of a folder whose encoder lies in a folder of its own, or that has none."""
+        files = sorted(self.path.glob("0*/config.json"))
+        return read_json(files[0]) if files else {}
 
     def _check(self) -> None:
         """Raise for a folder that cannot be whole; the config's absence is found here, too."""

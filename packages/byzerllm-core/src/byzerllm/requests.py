@@ -230,11 +230,14 @@ class EmbedRequest(Struct, kw_only=True, omit_defaults=True, tag="embed"):
     Attributes:
         dimensions: how many numbers each vector shall have; None is the model's own. A model that
             has no vectors of this length refuses.
+        query: the texts are what passages are looked up by; a model that was trained with an
+            instruction before queries puts it there.
     """
 
     id: str
     texts: list[str]
     dimensions: Annotated[int, Meta(ge=1)] | None = None
+    query: bool = False
     extra: dict[str, Any] = {}
 
 

@@ -668,9 +668,35 @@ class ByzerLLM:
         Raises:
             CapabilityError: the model has no vectors of so many dimensions.
         """
-        texts = _texts(request)
+        embed = EmbedRequest(
+            id=new_request_id(), texts=_texts(request), dimensions=dimensions, extra=extra
+        )
+        return self._embeddings(model, embed)
+
+    def emb_query(
+        self,
+        text: str,
+        model: str | None = None,
+        *,
+        dimensions: int | None = None,
+        **extra: Any,
+    ) -> Embeddings:
+        """The vector of one text that passages are looked up by.
+
+        Models on our own machines that were trained with an instruction before queries (bge) get
+        it put there. Args and errors as of `emb`.
+        """
+        embed = EmbedRequest(
+            id=new_request_id(),
+            texts=_texts([text]),
+            dimensions=dimensions,
+            query=True,
+            extra=extra,
+        )
+        return self._embeddings(model, embed)
+
+    def _embeddings(self, model: str | None, embed: EmbedRequest) -> Embeddings:
         name = self._model(model or self._settings.default_emb_model_name)
-        embed = EmbedRequest(id=new_request_id(), texts=texts, dimensions=dimensions, extra=extra)
         result = self._call(name, embed)
         assert isinstance(result, EmbedResult)
         metadata = Metadata(
@@ -678,12 +704,8 @@ class ByzerLLM:
         )
         return Embeddings(
             LLMResponse(output=vector, input=text, metadata=metadata)
-            for text, vector in zip(texts, result.vectors, strict=True)
+            for text, vector in zip(embed.texts, result.vectors, strict=True)
         )
-
-    def emb_query(self, text: str, model: str | None = None) -> Embeddings:
-        """The vector of one text."""
-        return self.emb(model, [text])
 
     def emb_rerank(
         self,
