@@ -664,6 +664,8 @@ def test_bad_pictures(painter: Loaded, cat: str) -> None:
     part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{cat}"}}
     with pytest.raises(ParameterError, match="at most one image"):
         painter.ask([{"type": "text", "text": "a cat"}, part, part])
+    with pytest.raises(ParameterError, match="give one of them"):
+        painter.ask([{"type": "text", "text": "a cat"}, part], init_image=cat)
     with pytest.raises(ParameterError, match="prompt is empty"):
         painter.ask(" ")
     with pytest.raises(ParameterError, match="user message"):

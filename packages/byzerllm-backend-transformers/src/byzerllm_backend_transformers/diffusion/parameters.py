@@ -1,4 +1,4 @@
-"""What a request says of the pictures that it wants. Imports no engine."""
+"""What a request says of the pictures that it wants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from byzerllm.errors import CapabilityError, ParameterError
 from byzerllm.messages import text_of
 from byzerllm.requests import GenerateRequest, ImageRequest
+from byzerllm_backend_transformers.diffusion.schedulers import sampler_named
 
 MAX_SIDE = 4096
 MAX_PIXELS = 4096 * 4096
@@ -119,7 +120,11 @@ def order_of_chat(request: GenerateRequest, *, seed: int | None, where: str) -> 
     prompt, image = _prompt_of(request)
     given = dict(sampling.extra)
     if image is not None:
-        given.setdefault("init_image", image)
+        if given.get("init_image") is not None:
+            raise ParameterError.invalid(
+                "init_image", "the message has a picture, too; give one of them", where=where
+            )
+        given["init_image"] = image
     parameters = _parsed(given, _NAMES, where)
     return _order(
         request.id,
@@ -237,8 +242,6 @@ def _check_sizes(parameters: PictureParameters, at_once: int, where: str) -> Non
 
 
 def _parsed(given: Mapping[str, Any], names: frozenset[str], where: str) -> PictureParameters:
-    from byzerllm_backend_transformers.diffusion.schedulers import sampler_named
-
     values = {name: value for name, value in given.items() if value is not None}
     for name in values:
         if name not in names:
@@ -260,7 +263,7 @@ def _check_alone(name: str, value: Any, where: str) -> None:
         reason = str(error).split(" - at ")[0]
         shown = "" if name == "init_image" else f" (got {value!r})"
         if name == "upscaler_mode":
-            reason = f"allowed: {', '.join(UpscalerMode.__args__)}"  # type: ignore[attr-defined]
+            reason = f"allowed: {', '.join(get_args(UpscalerMode))}"
         raise ParameterError.invalid(name, f"{reason}{shown}", where=where) from None
 
 

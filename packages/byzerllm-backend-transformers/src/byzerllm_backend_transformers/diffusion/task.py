@@ -189,7 +189,8 @@ class Diffusion(Task):
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         common = {
             "prompt": order.prompt,
-            "negative_prompt": parameters.negative_prompt,
+            # None lets a pipeline do what its model was trained with; an empty text may not.
+            "negative_prompt": parameters.negative_prompt or None,
             "guidance_scale": parameters.cfg_scale,
             "num_inference_steps": parameters.sampling_steps,
             "num_images_per_prompt": len(seeds),
