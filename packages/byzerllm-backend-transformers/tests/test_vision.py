@@ -421,6 +421,23 @@ def test_the_loop_is_not_blocked(model: Loaded) -> None:
     assert model.run(longest_gap()) < 0.5
 
 
+def test_the_folder_s_generation_config(tmp_path: Path) -> None:
+    folder = vision.qwen2_vl(tmp_path)
+    file = folder / "generation_config.json"
+    config = {"do_sample": True, "temperature": 4.0, "num_beams": 3, "max_length": 20}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    loaded = Loaded(folder)
+    try:
+        options = {"max_tokens": 12, "ignore_eos": True}
+        drawn = {tuple(loaded.tokens(**options)) for _ in range(3)}
+        assert len(drawn) == 3
+        assert {len(tokens) for tokens in drawn} == {12}
+        best = {tuple(loaded.tokens(temperature=0, **options)) for _ in range(2)}
+        assert len(best) == 1
+    finally:
+        loaded.close()
+
+
 # Bad input: one clear error, and the model answers the next request.
 
 
@@ -480,6 +497,32 @@ def test_bad_parameters(model: Loaded, given: dict[str, Any], name: str) -> None
     with pytest.raises(ParameterError, match=name):
         model.ask(**given)
     assert model.ask()[-1].finish_reason is not None
+
+
+def test_a_token_without_weights(tmp_path: Path) -> None:
+    folder = vision.llava(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<unlearned>"])
+    tokenizer.save_pretrained(folder)
+    loaded = Loaded(folder)
+    try:
+        with pytest.raises(ParameterError, match=r"unlearned.*no weights"):
+            loaded.ask(user("what is <unlearned>?", picture("red")))
+        assert loaded.ask()[-1].finish_reason is not None
+    finally:
+        loaded.close()
+
+
+def test_a_context_that_is_longer_than_the_model(model: Loaded) -> None:
+    with pytest.raises(ParameterError, match="max_model_len"):
+        Loaded(model.task.folder.path, max_model_len=2000)
+
+
+def test_a_shorter_context(model: Loaded, load: Callable[..., Loaded]) -> None:
+    loaded = load(model.task.folder.path, max_model_len=60)
+    (*_, last) = loaded.ask(max_tokens=100, ignore_eos=True)
+    assert last.usage is not None
+    assert last.usage.prompt_tokens + last.usage.completion_tokens == 60
 
 
 def test_a_template_that_refuses(model: Loaded, load: Callable[..., Loaded]) -> None:

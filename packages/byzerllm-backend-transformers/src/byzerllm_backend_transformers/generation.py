@@ -8,7 +8,6 @@ is decided as for chats.
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import threading
 import traceback
@@ -45,22 +44,18 @@ Inputs = Mapping[str, Any]
 Prepare = Callable[[], Inputs]
 """Makes the model's inputs, `input_ids` of shape (1, length) among them; on the model's thread."""
 
-_OURS = (
-    "epsilon_cutoff",
-    "eos_token_id",
-    "eta_cutoff",
-    "max_length",
-    "max_new_tokens",
-    "min_p",
-    "no_repeat_ngram_size",
-    "repetition_penalty",
-    "temperature",
-    "top_h",
-    "top_k",
-    "top_p",
-    "typical_p",
+_KEPT = (
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "cache_implementation",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "pad_token_id",
+    "suppress_tokens",
 )
-"""What of a generation config `generate` must not know, for it is done here."""
+"""What of a folder's generation config is left to `generate`; the rest is done here, or would make
+it search several answers at once."""
 
 
 def extra_of(request: GenerateRequest) -> TransformersSampling:
@@ -92,16 +87,14 @@ class Generation:
     spelled: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._defaults = copy.deepcopy(self.model.generation_config)
+        self._defaults = self.model.generation_config
         self._ends = _end_tokens(self._defaults, self.tokenizer)
         vocab_size = int(self.model.config.get_text_config(decoder=True).vocab_size)
         self._schemas = SchemaCompiler(
             lambda: read_vocabulary(self.tokenizer, vocab_size, self._ends), vocab_size
         )
-        config = self.model.generation_config
-        for name in _OURS:
-            setattr(config, name, None)
-        config.do_sample = False
+        kept = {name: getattr(self._defaults, name, None) for name in _KEPT}
+        self.model.generation_config = transformers.GenerationConfig(do_sample=False, **kept)
 
     async def answer(
         self, request: GenerateRequest, prepare: Prepare
@@ -153,6 +146,7 @@ class Generation:
         room = self.max_length - len(tokens)
         if not tokens:
             raise ParameterError("an empty prompt; give at least one character")
+        self._check_weights(tokens)
         if room < 1:
             raise ContextLengthError(
                 f"the prompt has {len(tokens):,} tokens, the model takes {self.max_length:,} with "
@@ -170,6 +164,20 @@ class Generation:
             logprobs=params.logprobs,
             stream=call.request.stream,
         )
+
+    def _check_weights(self, tokens: list[int]) -> None:
+        """A token without weights would end a GPU's process, not just its request."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        config = self.model.config
+        # Pictures are put in the place of theirs.
+        pictures = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
+        wrong = [token for token in tokens if token >= rows and token not in pictures]
+        if wrong:
+            raise ParameterError(
+                f"the prompt has the token {wrong[0]} "
+                f"({self.tokenizer.convert_ids_to_tokens(wrong[0])!r}), for which the model has no "
+                "weights; leave it out"
+            )
 
     def _check_wanted(self, call: _Call) -> None:
         if self.task.closed:

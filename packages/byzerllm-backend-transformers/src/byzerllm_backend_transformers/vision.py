@@ -22,6 +22,7 @@ from byzerllm.errors import ModelLoadError, ParameterError, TemplateError
 from byzerllm.requests import GenerateChunk, GenerateRequest, ModelMeta
 from byzerllm_backend_transformers import qwen_vl
 from byzerllm_backend_transformers.chat.adapters import adapters_of, merge
+from byzerllm_backend_transformers.chat.model import context_length
 from byzerllm_backend_transformers.conversation import as_texts, check_placeholders, with_parts
 from byzerllm_backend_transformers.generation import Generation, Inputs, extra_of
 from byzerllm_backend_transformers.loading import check_trust, load
@@ -53,7 +54,7 @@ class Vision(Task):
             task=self,
             model=model,
             tokenizer=processor.tokenizer,
-            max_length=self._context_length(),
+            max_length=context_length(loading, model.config, processor.tokenizer),
             stop=self.family.stop,
             spelled=qwen_vl.spelled(processor.tokenizer) if self._seed_form else {},
         )
@@ -205,11 +206,6 @@ class Vision(Task):
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-
-    def _context_length(self) -> int:
-        config = self._model.config.get_text_config(decoder=True)
-        trained = int(config.max_position_embeddings)
-        return min(self.parameters.max_model_len or trained, trained)
 
 
 def _check_type(loading: Loading) -> None:

@@ -83,7 +83,7 @@ class CausalModel:
             model=model,
             tokenizer=tokenizer,
             device=model.get_input_embeddings().weight.device,
-            max_model_len=_max_model_len(loading, model.config, tokenizer),
+            max_model_len=context_length(loading, model.config, tokenizer),
             end_tokens=_end_tokens(model, tokenizer, family.stop),
             chat_template=template,
             stop=family.stop,
@@ -139,7 +139,12 @@ def _own_template(tokenizer: Any) -> str:
     return str(own)
 
 
-def _max_model_len(loading: Loading, config: Any, tokenizer: Any) -> int:
+def context_length(loading: Loading, config: Any, tokenizer: Any) -> int:
+    """Most tokens of prompt and answer: what was asked for, else what the model was made for.
+
+    Raises:
+        ParameterError: more than it was made for.
+    """
     text = config.get_text_config(decoder=True)
     lengths = (getattr(text, name, None) for name in _LENGTHS)
     made_for = next((n for n in lengths if isinstance(n, int) and n > 0), None)
