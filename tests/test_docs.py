@@ -133,6 +133,16 @@ def test_llama_cpp_parameters_are_documented() -> None:
     assert all(f"`{name}`" in page("models.md") for name in backend.extra_parameters)
 
 
+def test_transformers_parameters_are_documented() -> None:
+    backend = get_plugins().backend("transformers")
+    text = page("transformers.md")
+    for name, info in backend.parameters.model_fields.items():
+        rows = re.findall(rf"^\| `{name}`.* \| .* \| (.*) \|$", text, re.MULTILINE)
+        assert rows == [info.description], name
+    for model_type in backend.model_types:
+        assert f"`{model_type}`" in text
+
+
 def environment_variables() -> list[str]:
     pattern = re.compile(r"(?<![A-Z_])BYZERLLM_[A-Z_]*[A-Z]")
     return sorted({name for path in SOURCES for name in pattern.findall(path.read_text())})
