@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from byzerllm.errors import (
     TemplateError,
 )
 from hf_models import causal
+from hf_models.smollm2 import smollm2_gguf
 
 Break = Callable[[Path], Any]
 
@@ -328,15 +330,21 @@ def test_a_gguf_that_is_none(tmp_path: Path) -> None:
         deploy(file)
 
 
-@pytest.mark.parametrize("package", ["bitsandbytes"])
-def test_a_missing_extra_is_named(
-    package: str, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
+@pytest.mark.model
+def test_a_gguf_that_is_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    with smollm2_gguf().open("rb") as source:
+        file.write_bytes(source.read(100_000))
+    with pytest.raises(ByzerLLMError, match=r"model\.gguf cannot be loaded: .*is the file whole"):
+        deploy(file)
 
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(NotInstalledError, match=r"byzerllm-backend-transformers\[quantization\]"):
-        deploy(whole, quantization=4)
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(20))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(NotInstalledError, match=r"byzerllm-backend-transformers\[gguf\]"):
+        deploy(file)
 
 
 def test_a_failed_load_leaves_no_deployment(whole: Path, tmp_path: Path) -> None:

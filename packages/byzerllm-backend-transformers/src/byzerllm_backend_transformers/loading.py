@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -250,6 +251,15 @@ def model_arguments(loading: Loading) -> dict[str, Any]:
     return arguments
 
 
+def check_gguf(loading: Loading) -> None:
+    """Raise NotInstalledError for a GGUF file without the package that reads it."""
+    if loading.folder.gguf and importlib.util.find_spec("gguf") is None:
+        raise NotInstalledError(
+            f"reading {loading.folder.gguf} needs the package 'gguf'; run: "
+            "pip install 'byzerllm-backend-transformers[gguf]'"
+        )
+
+
 def _gguf_arguments(loading: Loading) -> dict[str, Any]:
     """The file's weights as whole numbers; transformers otherwise keeps them packed, which few
     models and devices compute with."""
@@ -300,7 +310,9 @@ def load(
 @contextmanager
 def explained(loading: Loading, what: str = "") -> Iterator[None]:
     """Turns what loading raises into one error that names the folder."""
-    path = f"{what}{loading.folder.path}"
+    folder = loading.folder
+    path = f"{what}{folder.path / folder.gguf}"
+    hint = "; is the file whole?" if folder.gguf else ""
     try:
         yield
     except ByzerLLMError:
@@ -312,13 +324,13 @@ def explained(loading: Loading, what: str = "") -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise _untrusted(loading) from error
-        raise ModelSourceError(f"{path} cannot be loaded: {_first_lines(error)}") from error
+        raise ModelSourceError(f"{path} cannot be loaded: {_first_lines(error)}{hint}") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise ModelLoadError(
                 f"not enough memory to load {loading.folder.path.name}: {_first_lines(error)}"
             ) from error
-        raise ModelLoadError(f"{path} cannot be loaded: {_first_lines(error)}") from error
+        raise ModelLoadError(f"{path} cannot be loaded: {_first_lines(error)}{hint}") from error
 
 
 def _first_lines(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from byzerllm.decoding.chat_template import template_source
 from byzerllm.errors import ModelSourceError, ParameterError
 from byzerllm_backend_transformers.chat.adapters import adapters_of, merge
 from byzerllm_backend_transformers.folder import ModelFolder
-from byzerllm_backend_transformers.loading import check_trust, explained, load
+from byzerllm_backend_transformers.loading import check_gguf, check_trust, explained, load
 from byzerllm_backend_transformers.tasks import Loading
 
 _TOKENIZER_FILES = (
@@ -70,6 +70,7 @@ class CausalModel:
             TemplateError: the chat template cannot be read.
         """
         check_trust(loading)
+        check_gguf(loading)
         check_causal(loading.folder)
         # What is quick and may fail comes before the weights.
         adapters = adapters_of(loading)
