@@ -384,6 +384,16 @@ def test_requests_are_answered_in_turn(model: Loaded) -> None:
     assert model.run(crowd()) == [expected] * 4
 
 
+def test_tokens_are_counted_while_an_answer_grows(model: Loaded) -> None:
+    async def count() -> None:
+        async with model.chunks(long(model, logprobs=0)) as chunks:
+            await anext(chunks)
+            assert len(await model.backend.tokenize("what is in this picture?")) > 3
+            await anext(chunks)
+
+    model.run(count())
+
+
 def test_closing_ends_answers(folders: Callable[[str], Path]) -> None:
     loaded = Loaded(folders("qwen2_vl"))
 

@@ -97,7 +97,10 @@ class Vision(Task):
         return self._render(with_parts(messages)[0], {})
 
     async def tokenize(self, text: str) -> list[int]:
-        return await self.compute(self._tokens, text)
+        """Token ids of `text`; written-out special tokens are one token, none are added."""
+        self.check_open()
+        # Not on the model's thread: it may be busy with an answer for minutes.
+        return await asyncio.to_thread(self._tokens, text)
 
     async def meta(self) -> ModelMeta:
         return ModelMeta(
