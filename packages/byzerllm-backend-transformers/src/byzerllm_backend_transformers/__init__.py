@@ -26,6 +26,7 @@ _CHAT = frozenset(
         "typical_p",
     }
 )
+_TRANSCRIPTION = frozenset({"language", "task"})
 _IMAGE = frozenset(
     {
         "batch_count",
@@ -71,7 +72,7 @@ TRANSFORMERS = BackendSpec(
             "transcription",
         }
     ),
-    extra_parameters=_CHAT | _IMAGE,
+    extra_parameters=_CHAT | _IMAGE | _TRANSCRIPTION,
     install="pip install 'byzerllm-core[transformers]'",
 )
 

@@ -112,3 +112,9 @@ class TransformersParameters(Parameters):
         description="Embedding: text put before a query (emb_query). Default: the family's or the "
         "folder's own.",
     )
+    max_audio_seconds: float = Field(
+        default=3600,
+        gt=0,
+        le=86400,
+        description="Transcription: seconds of sound that one request may have.",
+    )

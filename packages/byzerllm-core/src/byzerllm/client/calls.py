@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,19 @@ from byzerllm.client.chat import (
     without_image,
 )
 from byzerllm.client.exchange import META, Conversation, Exchange
-from byzerllm.client.media import media_of, media_request, media_responses, speech_request
+from byzerllm.client.media import (
+    MediaRequest,
+    media_of,
+    media_request,
+    media_responses,
+    speech_request,
+    transcribe_request,
+)
 from byzerllm.client.settings import ModelSettings
 from byzerllm.client.types import LLMResponse
 from byzerllm.errors import ParameterError
 from byzerllm.messages import normalise, with_image
+from byzerllm.recordings import last_recording, of_fields
 from byzerllm.requests import GenerateRequest, ModelMeta, StreamRequest
 
 Plan = Callable[[Conversation], Exchange]
@@ -67,16 +75,24 @@ class ChatCall:
             conversation = self._conversation(model, settings, (yield META))
             steps = self.plan(conversation)
             return _first_prompt(steps) if self.only_prompt else (yield from steps)
-        media = media_of(self.conversations)
-        if media is not None:
-            meta: ModelMeta = yield META
-            request = media_request(meta.task, media, self.extra)
-            if request is not None:
-                return media_responses(request, (yield request), model)
+        request = yield from self._media()
+        if request is not None:
+            return media_responses(request, (yield request), model)
         chat = self.request(settings)
         if self.only_prompt:
             return [LLMResponse(output="", input=prompt_text(chat))]
         return [to_response(chat, (yield chat), settings, model)]
+
+    def _media(self) -> Generator[Any, Any, MediaRequest | None]:
+        """The request of a message that is no chat, as far as the model does such things."""
+        media = media_of(self.conversations)
+        recording = None if media is not None else last_recording(self.conversations)
+        if media is None and recording is None:
+            return None
+        meta: ModelMeta = yield META
+        if meta.task == "transcription":
+            return transcribe_request(recording or of_fields(media or {}), self.config, self.extra)
+        return None if media is None else media_request(meta.task, media, self.extra)
 
     def stream(
         self, settings: ModelSettings, meta: ModelMeta | Callable[[], ModelMeta]

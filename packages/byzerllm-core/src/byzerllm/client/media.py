@@ -1,5 +1,6 @@
-"""Speech and images through `chat_oai`: the seed's form, a last message that is the JSON text of
-`{"input": "…", "voice": "…", "response_format": "mp3"}` or `{"input": "…", "size": "1024x1024"}`.
+"""Speech, images and transcription through `chat_oai`: the seed's form, a last message that is the
+JSON text of `{"input": "…", "voice": "…", "response_format": "mp3"}` or
+`{"input": "…", "size": "1024x1024"}`, and recordings (see `byzerllm.recordings`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 from byzerllm.client.chat import new_request_id
 from byzerllm.client.types import LLMResponse, Metadata
 from byzerllm.errors import ParameterError
+from byzerllm.recordings import Recording
 from byzerllm.requests import (
     ImageRequest,
     ImageResult,
@@ -28,6 +30,7 @@ MediaResult = SpeechResult | ImageResult | TranscribeResult
 
 _SPEECH = {"voice": str, "speed": float}
 _IMAGE = {"size": str, "quality": str, "n": int}
+_TRANSCRIPTION = {"language": str, "prompt": str, "format": str}
 
 
 def media_of(conversations: str | Sequence[Any]) -> dict[str, Any] | None:
@@ -60,8 +63,7 @@ def media_request(
     """
     fields = dict(given)
     text = fields.pop("input")
-    id_ = str(extra["request_id"]) if "request_id" in extra else new_request_id()
-    rest = {key: value for key, value in extra.items() if key not in ("request_id", "timeout")}
+    id_, rest = _id_and_rest(extra)
     if task in ("speech", "image") and not text.strip():
         raise ParameterError("the input is empty", parameter="input")
     if task == "speech":
@@ -87,7 +89,30 @@ def speech_request(
     return request
 
 
+def transcribe_request(
+    recording: Recording, config: Mapping[str, Any], extra: Mapping[str, Any]
+) -> TranscribeRequest:
+    """The request of a model that writes down speech. `language` and `prompt` come from the
+    message, from `llm_config` or from `extra_request_params`, the last one winning.
+
+    Raises:
+        ParameterError: the recording is not base64, or a value has the wrong type.
+    """
+    id_, rest = _id_and_rest(extra)
+    bare = {key.removeprefix("gen.").removeprefix("generation."): v for key, v in config.items()}
+    given = {"prompt": recording.text, "format": recording.format, **recording.options}
+    fields = {**given, **bare, **rest}
+    known = _taken(fields, _TRANSCRIPTION)
+    return TranscribeRequest(id=id_, audio=recording.data(), extra=fields, **known)
+
+
+def _id_and_rest(extra: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    id_ = str(extra["request_id"]) if "request_id" in extra else new_request_id()
+    return id_, {key: value for key, value in extra.items() if key not in ("request_id", "timeout")}
+
+
 def _taken(fields: dict[str, Any], types: Mapping[str, type[Any]]) -> dict[str, Any]:
+    """The fields of given types, taken out of `fields`."""
     taken: dict[str, Any] = {}
     for name, kind in types.items():
         if name not in fields:
@@ -114,7 +139,9 @@ def media_responses(request: MediaRequest, result: MediaResult, model: str) -> l
         reasoning_content="",
     )
     if isinstance(result, TranscribeResult):
-        metadata.update(language=result.language, segments=result.segments)
+        metadata.update(
+            language=result.language, segments=result.segments, duration=result.duration
+        )
         return [LLMResponse(output=result.text, metadata=metadata)]
     if isinstance(result, SpeechResult):
         metadata.update(
