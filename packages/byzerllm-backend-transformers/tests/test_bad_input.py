@@ -163,7 +163,7 @@ FOLDERS: dict[str, tuple[Break, str, type[ByzerLLMError], str]] = {
     "config without a type": (
         edit("config.json", model_type=None, architectures=None),
         "custom/llama2",
-        ModelSourceError,
+        ModelLoadError,
         "no causal language model",
     ),
     "config with a text for a number": (
@@ -237,25 +237,25 @@ FOLDERS: dict[str, tuple[Break, str, type[ByzerLLMError], str]] = {
     "encoder-decoder": (
         encoder_decoder,
         "custom/auto",
-        ModelSourceError,
+        ModelLoadError,
         "an encoder-decoder model .*custom/auto",
     ),
     "a classifier as a chat": (
         edit("config.json", architectures=["LlamaForSequenceClassification"]),
         "custom/llama2",
-        ModelSourceError,
+        ModelLoadError,
         "LlamaForSequenceClassification, no causal language model",
     ),
     "an encoder as a chat": (
         edit("config.json", architectures=["BertModel"], model_type="bert"),
         "falcon",
-        ModelSourceError,
+        ModelLoadError,
         "BertModel, no causal language model",
     ),
-    "a chat as a reranker": (lambda folder: None, "custom/bge_rerank", ByzerLLMError, "/model"),
-    "a chat as whisper": (lambda folder: None, "whisper", ByzerLLMError, "/model"),
-    "a chat as bark": (lambda folder: None, "bark", ByzerLLMError, "/model"),
-    "a chat that sees": (lambda folder: None, "custom/qwen_vl_chat", ByzerLLMError, "/model"),
+    "a chat as a reranker": (lambda folder: None, "custom/bge_rerank", ModelLoadError, "/model"),
+    "a chat as whisper": (lambda folder: None, "whisper", ModelLoadError, "/model"),
+    "a chat as bark": (lambda folder: None, "bark", ModelLoadError, "/model"),
+    "a chat that sees": (lambda folder: None, "custom/qwen_vl_chat", ModelLoadError, "/model"),
     "a chat that draws": (lambda folder: None, "custom/stable_diffusion", ByzerLLMError, "/model"),
 }
 

@@ -10,7 +10,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from byzerllm.decoding.chat_template import template_source
-from byzerllm.errors import ModelSourceError, ParameterError
+from byzerllm.errors import ModelLoadError, ModelSourceError, ParameterError
 from byzerllm_backend_transformers.chat.adapters import adapters_of, merge
 from byzerllm_backend_transformers.folder import ModelFolder
 from byzerllm_backend_transformers.loading import check_gguf, check_trust, explained, load
@@ -63,10 +63,10 @@ class CausalModel:
         """Load weights, tokenizer and adapters. Blocking.
 
         Raises:
-            ModelSourceError: the folder is no causal model's, or lacks its tokenizer.
-            ModelLoadError: memory, platform or trust.
+            ModelSourceError: the folder is not whole, or an adapter does not fit it.
+            ModelLoadError: another kind of model; memory, platform or trust.
             NotInstalledError: an extra is missing.
-            ParameterError: `max_model_len` or an adapter does not fit the model.
+            ParameterError: `max_model_len` is more than the model was made for.
             TemplateError: the chat template cannot be read.
         """
         check_trust(loading)
@@ -97,7 +97,7 @@ def check_causal(folder: ModelFolder) -> None:
     """Refuse a folder of another kind of model, which transformers would load with random weights.
 
     Raises:
-        ModelSourceError: says what the folder holds.
+        ModelLoadError: says what the folder holds.
     """
     if folder.gguf or "AutoModelForCausalLM" in folder.config.get("auto_map", {}):
         return
@@ -172,8 +172,8 @@ def _end_tokens(model: Any, tokenizer: Any, stop: tuple[str, ...]) -> frozenset[
     )
 
 
-def _other_kind(folder: ModelFolder, what: str) -> ModelSourceError:
-    return ModelSourceError(
+def _other_kind(folder: ModelFolder, what: str) -> ModelLoadError:
+    return ModelLoadError(
         f"{folder.path} holds {what}, no causal language model; deploy it with "
         "--pretrained_model_type custom/auto, or with the type that fits what it does"
     )
