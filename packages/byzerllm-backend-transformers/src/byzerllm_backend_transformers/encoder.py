@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from byzerllm.errors import ModelLoadError, ParameterError
+from byzerllm.errors import ModelLoadError, ModelSourceError, ParameterError
 from byzerllm_backend_transformers.batching import Batches
 from byzerllm_backend_transformers.tasks import Loading, Task
 
@@ -36,6 +36,7 @@ class Encoder(Task):
         self.max_length = _limit(loading, model)
         # Tokenizers are changed by their use and must not be used by two threads.
         self._tokenizer = copy.deepcopy(getattr(model, "tokenizer", None))
+        _check_vocabulary(loading, self._tokenizer)
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         on_cpu = torch.device(model.device).type == "cpu"
         self._batches: Batches[Any, Any] = Batches(
@@ -137,6 +138,16 @@ def token_counts(features: Any, count: int) -> list[int]:
         both = ends.tolist()
         return [after - begin for begin, after in itertools.pairwise(both)]
     return [0] * count
+
+
+def _check_vocabulary(loading: Loading, tokenizer: Any) -> None:
+    """Refuse a tokenizer that transformers made up because its files are missing."""
+    special = getattr(tokenizer, "all_special_tokens", None)
+    if special is not None and len(tokenizer) <= len(special):
+        raise ModelSourceError(
+            f"{loading.folder.path} has no tokenizer (tokenizer.json or its vocabulary); "
+            "fetch the whole model"
+        )
 
 
 def _limit(loading: Loading, model: Any) -> int | None:
