@@ -40,7 +40,8 @@ def llm(model_location: str) -> Iterator[ByzerLLM]:
         model_path=model_location,
         pretrained_model_type="custom/stable_diffusion",
         udf_name="sd_chat",
-        infer_params={},
+        # Several threads beside other work of the machine wait for each other more than they help.
+        infer_params={"backend.threads": 1},
     )
     yield llm
     llm.undeploy("sd_chat", force=True)
