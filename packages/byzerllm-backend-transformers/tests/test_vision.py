@@ -73,7 +73,10 @@ class Loaded:
             model="tested",
             model_path=folder,
             model_type=model_type,
-            parameters=TRANSFORMERS.parameters.parse(infer_params, where="a test"),
+            # Further threads only wait for each other in models of this size.
+            parameters=TRANSFORMERS.parameters.parse(
+                {"threads": 1, **infer_params}, where="a test"
+            ),
             report=self.reports.append,
         )
         try:
@@ -170,7 +173,7 @@ def test_the_whole_way(family: str, folders: Callable[[str], Path]) -> None:
         model_path=str(folders(family)),
         pretrained_model_type="custom/auto",
         udf_name=f"seen_{family}",
-        infer_params={},
+        infer_params={"threads": 1},
     )
     try:
         assert meta["backend"] == "transformers"
@@ -655,6 +658,7 @@ class TestConformance(BackendConformance):
     """The suite of plugin authors, on a tiny Qwen2-VL."""
 
     spec = TRANSFORMERS
+    infer_params = {"threads": 1}  # noqa: RUF012
     generation = {"max_tokens": 24, "temperature": 1.5, "seed": 1}  # noqa: RUF012
     deterministic = True
     exceptions = {  # noqa: RUF012
