@@ -32,11 +32,12 @@ from rich.console import Console
 from rich.table import Table
 
 from byzerllm.backend import BackendContext
+from byzerllm.decoding.threads import thread_count
 from byzerllm.plugins import get_plugins
 from byzerllm.requests import GenerateRequest, SamplingParams, TokenLogprob
 from byzerllm_backend_llamacpp import LLAMA_CPP
 from byzerllm_backend_llamacpp.backend import LlamaCppBackend
-from byzerllm_backend_llamacpp.context import answering_context, thread_count
+from byzerllm_backend_llamacpp.context import answering_context
 from byzerllm_backend_llamacpp.native import llama_cpp
 
 EIGHT = 8

@@ -13,6 +13,7 @@ from byzerllm.decoding.answer import Inbox
 from byzerllm.decoding.chat_template import ChatTemplate, template_source
 from byzerllm.decoding.json_schema import SchemaCompiler
 from byzerllm.decoding.text import AnswerText
+from byzerllm.decoding.threads import thread_count
 from byzerllm.errors import BackendError, CapabilityError, ContextLengthError, ParameterError
 from byzerllm.requests import (
     EmbedRequest,
@@ -24,7 +25,7 @@ from byzerllm.requests import (
 )
 from byzerllm_backend_llamacpp.answer import Sequence
 from byzerllm_backend_llamacpp.cache import Cache
-from byzerllm_backend_llamacpp.context import answering_context, shares_cache, thread_count
+from byzerllm_backend_llamacpp.context import answering_context, shares_cache
 from byzerllm_backend_llamacpp.embedding import Embedder
 from byzerllm_backend_llamacpp.engine import Engine, EngineStats
 from byzerllm_backend_llamacpp.gguf import check_gguf, find_gguf
@@ -244,8 +245,6 @@ class LlamaCppBackend(Backend):
         )
 
     def _prompt(self, request: GenerateRequest, extra: LlamaSampling) -> str:
-        if "" in request.sampling.stop:
-            raise ParameterError("stop holds an empty text, which would end every answer at once")
         if request.prompt is not None and request.messages is None:
             return request.prompt
         if request.prompt is None and request.messages is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from typing import Any
 
 import psutil
@@ -30,19 +29,6 @@ _CACHE_TYPES = {
 }
 _ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
-
-
-def thread_count(cpus: float) -> int:
-    """Threads for a worker that reserved `cpus`: those, or all cores when it reserved one or less.
-
-    One CPU or a fraction is what deployments reserve when nobody thought of it.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        usable = len(os.sched_getaffinity(0))
-    else:
-        usable = os.cpu_count() or 1
-    cores = min(usable, psutil.cpu_count(logical=False) or usable)
-    return max(1, min(int(cpus), usable) if cpus >= 2 else cores)
 
 
 def shares_cache(model: Model, parameters: LlamaCppParameters, n_ctx: int, sequences: int) -> bool:

@@ -21,12 +21,12 @@ import random
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from byzerllm.decoding.json_schema import SchemaMatcher
+from byzerllm.decoding.sampling import check_sampling, parse_extra
 from byzerllm.errors import BackendError, ParameterError
 from byzerllm.requests import NonNegative, Probability, SamplingParams, TokenLogprob
 from byzerllm_backend_llamacpp.grammar import grammar_sampler
@@ -75,16 +75,7 @@ class LlamaSampling(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     @classmethod
     def parse(cls, extra: dict[str, Any]) -> LlamaSampling:
         """Raises ParameterError for a name or a value that llama.cpp does not take."""
-        for name in extra:
-            if name not in cls.__struct_fields__:
-                raise ParameterError.unknown(name, cls.__struct_fields__, where=_WHERE)
-        try:
-            return msgspec.convert(extra, cls, strict=False)
-        except msgspec.ValidationError as error:
-            name = str(error).rpartition("$.")[2].rstrip("`")
-            raise ParameterError.invalid(
-                name, str(error).split(" - at ")[0], where=_WHERE
-            ) from None
+        return parse_extra(cls, extra, where=_WHERE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +98,7 @@ class Recipe:
         """
         default = CHAT_TEMPERATURE if chat else COMPLETION_TEMPERATURE
         chosen = seed if params.seed is None else params.seed
-        constrained = params.json_schema is not None or params.grammar is not None
-        if params.json_schema is not None and params.grammar is not None:
-            raise ParameterError("give json_schema or grammar, not both")
-        if constrained and params.ignore_eos:
-            raise ParameterError(
-                "ignore_eos cannot go with json_schema or grammar: an answer that is complete "
-                "has no other token than the end"
-            )
-        if params.repetition_penalty == 0:
-            raise ParameterError.invalid("repetition_penalty", "above 0; 1 is off", where=_WHERE)
+        check_sampling(params, where=_WHERE)
         _check_finite(params)
         _check_finite(extra)
         return cls(

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 import transformers
 
+from byzerllm.decoding.threads import thread_count
 from byzerllm.errors import ByzerLLMError, ModelLoadError, ModelSourceError, NotInstalledError
 from byzerllm_backend_transformers.folder import ModelFolder, tensors
+from byzerllm_backend_transformers.gguf_header import count_weights
 from byzerllm_backend_transformers.tasks import Loading, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 _STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+_CONTROL_GROUPS = tuple(
+    (Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / used)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+)
+"""Limit and use of a container's memory, of both versions of control groups."""
 # Embeddings, and the head, by their names in most models.
 _NEVER_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
 # What loading needs beside the weights: buffers, the first activations, the allocator's rounding.
@@ -68,18 +78,8 @@ def dtype_of(loading: Loading, device: torch.device) -> torch.dtype:
 
 def set_threads(loading: Loading) -> None:
     """Give torch the threads of this worker."""
-    torch.set_num_threads(_thread_count(loading))
-
-
-def _thread_count(loading: Loading) -> int:
     given = loading.parameters.threads
-    if given is not None:
-        return given
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    usable = usable or 1
-    cpus = loading.context.cpus
-    cores = min(usable, psutil.cpu_count(logical=False) or usable)
-    return max(1, min(int(cpus), usable) if cpus >= 2 else cores)
+    torch.set_num_threads(given or thread_count(loading.context.cpus))
 
 
 def check_memory(
@@ -112,14 +112,14 @@ def weight_bytes(folder: ModelFolder, dtype: torch.dtype, bits: int | None) -> i
     if "quantization_config" in folder.config:
         return folder.weight_bytes
     size = int(torch.empty(0, dtype=dtype).element_size()) * 8
-    files = [*folder.path.glob("*.safetensors"), *folder.path.glob("*/*.safetensors")]
     if folder.gguf:
-        # Blocks of 4 to 5 bits become whole numbers.
-        return folder.weight_bytes * size // 5
-    if not files:
-        return folder.weight_bytes * size // 16
+        return count_weights(folder.path / folder.gguf) * size // 8
     total = 0
-    for file in files:
+    for file in folder.weight_files:
+        if file.suffix != ".safetensors":
+            # Most pickled weights are of 16 bits.
+            total += file.stat().st_size * size // 16
+            continue
         for name, stored, shape, length in tensors(file):
             count = length // _STORED_BYTES.get(stored, 2)
             quantized = len(shape) > 1 and not any(part in name for part in _NEVER_QUANTIZED)
@@ -131,7 +131,21 @@ def _free_memory(device: torch.device) -> tuple[int, str]:
     if device.type == "cuda":
         free = sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
         return free, "on the GPU" if torch.cuda.device_count() == 1 else "on the GPUs"
-    return psutil.virtual_memory().available, "in main memory"
+    available = psutil.virtual_memory().available
+    container = _container_memory()
+    if container is not None and container < available:
+        return container, "in the container's memory"
+    return available, "in main memory"
+
+
+def _container_memory() -> int | None:
+    """Bytes that the control group of this process may still take; None without a limit."""
+    for limit, used in _CONTROL_GROUPS:
+        try:
+            return max(0, int(limit.read_text()) - int(used.read_text()))
+        except (OSError, ValueError):  # Not there, or "max".
+            continue
+    return None
 
 
 def _gib(count: int) -> str:

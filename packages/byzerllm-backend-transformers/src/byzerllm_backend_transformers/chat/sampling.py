@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 from typing import Annotated, Any, Protocol
 
-import msgspec
 import numpy.typing as npt
 import torch
 import transformers
 from msgspec import Meta, Struct
 
+from byzerllm.decoding.sampling import check_sampling, parse_extra
 from byzerllm.errors import ParameterError
 from byzerllm.requests import Probability, SamplingParams, TokenLogprob
 
@@ -44,16 +44,7 @@ class TransformersSampling(Struct, kw_only=True, frozen=True, forbid_unknown_fie
     @classmethod
     def parse(cls, extra: dict[str, Any]) -> TransformersSampling:
         """Raises ParameterError for a name or a value that chat on transformers does not take."""
-        for name in extra:
-            if name not in cls.__struct_fields__:
-                raise ParameterError.unknown(name, cls.__struct_fields__, where=_WHERE)
-        try:
-            return msgspec.convert(extra, cls, strict=False)
-        except msgspec.ValidationError as error:
-            name = str(error).rpartition("$.")[2].rstrip("`")
-            raise ParameterError.invalid(
-                name, str(error).split(" - at ")[0], where=_WHERE
-            ) from None
+        return parse_extra(cls, extra, where=_WHERE)
 
 
 class Mask(Protocol):
@@ -90,7 +81,7 @@ class Recipe:
         defaults: transformers.GenerationConfig,
         seed: int | None,
     ) -> None:
-        _check(params)
+        check_sampling(params, where=_WHERE)
         self.params = params
         self._extra = extra
         self._defaults = defaults
@@ -256,18 +247,3 @@ def token_logprob(
         logprob=float(row[token]),
         top=[(text_of(one), one, value) for one, value in top],
     )
-
-
-def _check(params: SamplingParams) -> None:
-    if params.json_schema is not None and params.grammar is not None:
-        raise ParameterError("give json_schema or grammar, not both")
-    constrained = params.json_schema is not None or params.grammar is not None
-    if constrained and params.ignore_eos:
-        raise ParameterError(
-            "ignore_eos cannot go with json_schema or grammar: an answer that is complete has no "
-            "other token than the end"
-        )
-    if params.repetition_penalty == 0:
-        raise ParameterError.invalid("repetition_penalty", "above 0; 1 is off", where=_WHERE)
-    if "" in params.stop:
-        raise ParameterError("stop holds an empty text, which would end every answer at once")
