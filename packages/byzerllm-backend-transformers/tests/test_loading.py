@@ -159,6 +159,7 @@ def test_a_gguf_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
     given = loading(smollm2_gguf())
     assert given.folder.task(given.family) == "chat"
+    assert weight_bytes(given.folder, torch.float32, None) // 2**20 == 513
     arguments = model_arguments(given)
     assert arguments["gguf_file"] == smollm2_gguf().name
     assert arguments["quantization_config"].dequantize
@@ -199,6 +200,36 @@ def test_sharded_and_pickled_weights_are_counted(base: Path, tmp_path: Path) -> 
     causal.build("llama").save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert weight_bytes(ModelFolder.read(tmp_path), torch.float32, None) == whole
+
+
+def test_only_files_that_are_read_are_counted(base: Path, tmp_path: Path) -> None:
+    """Checkpoints of a training, and weights in the format of others, lie in many folders."""
+    folder = Path(shutil.copytree(base, tmp_path / "model"))
+    shutil.copytree(base, folder / "checkpoint-500")
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "gone.bin"}}')
+    assert ModelFolder.read(folder).weight_files == [folder / "model.safetensors"]
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelSourceError, match=r"lacks 1 of its 1 weight files: gone\.bin"):
+        ModelFolder.read(folder)
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(ModelSourceError, match="has no weight_map"):
+        ModelFolder.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "left"), [("4000", "1000", 3000), ("max", "1000", None), ("10", "20", 0)]
+)
+def test_a_container_may_have_less_memory(
+    limit: str, used: str, left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = (tmp_path / "memory.max", tmp_path / "memory.current")
+    files[0].write_text(f"{limit}\n")
+    files[1].write_text(f"{used}\n")
+    monkeypatch.setattr(loading_module, "_CONTROL_GROUPS", [files])
+    free, place = loading_module._free_memory(torch.device("cpu"))
+    assert (place == "in the container's memory") is (left is not None)
+    assert left is None or free == left
 
 
 def test_headers_are_read_without_weights(base: Path) -> None:

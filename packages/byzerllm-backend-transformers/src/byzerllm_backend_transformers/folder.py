@@ -13,8 +13,13 @@ from byzerllm.errors import ModelSourceError
 from byzerllm_backend_transformers.families import Family, TaskName
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt")
-_PICKLED_INDEX = "pytorch_model.bin.index.json"
-_INDEXES = ("model.safetensors.index.json", _PICKLED_INDEX)
+_ONE_OF = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where transformers looks for weights; the first that is there is read."""
 _LFS_POINTER = b"version https://git-lfs"
 ADAPTER_CONFIG = "adapter_config.json"
 """What PEFT writes beside the weights of an adapter."""
@@ -117,15 +122,24 @@ class ModelFolder:
         return str(said or "SentenceTransformer")
 
     @cached_property
-    def weight_bytes(self) -> int:
-        """Bytes of the weight files, in whichever of its formats will be read."""
+    def weight_files(self) -> list[Path]:
+        """The files that will be read, in transformers' order of formats; some may be missing."""
         if self.gguf:
-            return (self.path / self.gguf).stat().st_size
+            return [self.path / self.gguf]
+        for name in _ONE_OF:
+            file = self.path / name
+            if file.is_file():
+                return _shards(file) if file.suffix == ".json" else [file]
         for pattern in _WEIGHTS:
             files = [*self.path.glob(pattern), *self.path.glob(f"*/{pattern}")]
             if files:
-                return sum(file.stat().st_size for file in files)
-        return 0
+                return sorted(files)
+        return []
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(file.stat().st_size for file in self.weight_files)
 
     def task(self, family: Family) -> TaskName:
         """What the folder does, by its type or, for `custom/auto`, by what it says of itself."""
@@ -164,29 +178,22 @@ class ModelFolder:
         assert isinstance(self.config, Mapping)
         if (self.path / "model_index.json").is_file():
             return
-        index = next((self.path / name for name in _INDEXES if (self.path / name).is_file()), None)
-        if index is None:
-            if self.weight_bytes == 0:
-                raise ModelSourceError(
-                    f"{self.path} has a config but no weights (*.safetensors or pytorch_model.bin)"
-                )
-            self._check_whole()
-            return
-        shards = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
-        missing = [name for name in shards if not (self.path / name).is_file()]
+        files = self.weight_files
+        if not files:
+            raise ModelSourceError(
+                f"{self.path} has a config but no weights (*.safetensors or pytorch_model.bin)"
+            )
+        missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ModelSourceError(
-                f"{self.path} lacks {len(missing)} of its {len(shards)} weight files: "
+                f"{self.path} lacks {len(missing)} of its {len(files)} weight files: "
                 f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
                 "fetch the model again"
             )
-        self._check_whole()
-
-    def _check_whole(self) -> None:
-        for file in self.path.glob("*.safetensors"):
-            check_whole(file)
-        for file in self.path.glob("*.bin"):
-            if _begins(file, _LFS_POINTER):
+        for file in files:
+            if file.suffix == ".safetensors":
+                check_whole(file)
+            elif _begins(file, _LFS_POINTER):
                 raise _pointer(file)
 
 
@@ -246,6 +253,13 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelSourceError(f"{file} holds no JSON object")
     return value
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise ModelSourceError(f"{index} has no weight_map; fetch the model again")
+    return [index.parent / name for name in sorted({str(name) for name in names.values()})]
 
 
 def _check_gguf(file: Path) -> None:
