@@ -30,6 +30,7 @@ _CONTAINERS = {
     "opus": ("OGG", "OPUS"),
     "wav": ("WAV", "PCM_16"),
 }
+_WHOLE_NUMBERS = ("flac", "pcm", "wav")
 _MP3_LEVEL = 0.6
 # libsndfile's encoder of Vorbis overflows its stack with much at once.
 _WRITE_BLOCK = 1 << 14
@@ -128,9 +129,11 @@ class Encoder:
 
     def add(self, samples: Samples) -> bytes:
         """Write samples; the bytes that can be sent now."""
-        clipped = np.clip(samples, -1, 1)
+        clipped: Any = np.clip(samples, -1, 1)
+        if self._format in _WHOLE_NUMBERS:
+            clipped = np.minimum(np.rint(clipped * 32768), 32767).astype("<i2")
         if self._bare:
-            self._target.write((clipped * 32767).round().astype("<i2").tobytes())
+            self._target.write(clipped.tobytes())
         else:
             for start in range(0, len(clipped), _WRITE_BLOCK):
                 self._file.write(clipped[start : start + _WRITE_BLOCK])

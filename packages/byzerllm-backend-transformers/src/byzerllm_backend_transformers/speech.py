@@ -82,8 +82,7 @@ class Speech(Task):
         self._length = int(config.semantic_config["max_input_semantic_length"])
         self._part_tokens = min(_PART_TOKENS, self._length)
         self._left = threading.Event()
-        # The last of the three models goes through its sound in windows, with no word to a caller.
-        model.fine_acoustics.register_forward_pre_hook(lambda *ignored: self._check_wanted())
+        self._watch_windows(model.fine_acoustics)
 
     @classmethod
     def load(cls, loading: Loading) -> Self:
@@ -128,8 +127,7 @@ class Speech(Task):
         spoken = 0
         try:
             parts = await asyncio.to_thread(lambda: list(self._parts(request.text)))
-            for number, part in enumerate(parts):
-                ids = self._ids(part)
+            for number, ids in enumerate(parts):
                 work = functools.partial(self._say, ids, voice, options, seed + number, left)
                 samples = await self.compute(work)
                 spoken += len(ids)
@@ -192,6 +190,17 @@ class Speech(Task):
         samples: Samples = sound[0].float().cpu().numpy()
         return samples
 
+    def _watch_windows(self, model: Any) -> None:
+        """The last of the three models has no stopping criteria, and calls its own `forward`, which
+        hooks do not see."""
+        compute = model.forward
+
+        def forward(*arguments: Any, **options: Any) -> Any:
+            self._check_wanted()
+            return compute(*arguments, **options)
+
+        model.forward = forward
+
     def _check_wanted(self) -> None:
         if self.closed:
             raise RequestCancelledError("the model was closed while it spoke")
@@ -205,16 +214,13 @@ class Speech(Task):
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _parts(self, text: str) -> Iterator[str]:
-        """The sentences of a text; long ones are parted at weaker marks, at words, at last between
-        any tokens."""
+    def _parts(self, text: str) -> Iterator[list[int]]:
+        """The tokens of each sentence of a text; long ones are parted at weaker marks, at words, at
+        last between any tokens."""
         for sentence in parts_of(text, self._fits):
-            if self._fits(sentence):
-                yield sentence
-                continue
             ids = self._ids(sentence)
             for start in range(0, len(ids), self._part_tokens):
-                yield str(self._tokenizer.decode(ids[start : start + self._part_tokens]))
+                yield ids[start : start + self._part_tokens]
 
     def _fits(self, text: str) -> bool:
         return len(self._ids(text)) <= self._part_tokens

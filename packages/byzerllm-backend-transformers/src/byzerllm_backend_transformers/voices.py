@@ -82,13 +82,11 @@ class Voices:
 
     def _load(self, file: Path, name: str) -> Any:
         try:
-            loaded = np.load(file, allow_pickle=False)
+            with file.open("rb") as stream:
+                loaded = np.load(stream, allow_pickle=False)
+                return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ModelSourceError(f"voice {name!r}: {file} cannot be read: {error}") from None
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return dict(loaded)
 
     def _checked(self, parts: dict[str, Any], name: str) -> Voice:
         for part, rank in _RANKS.items():

@@ -31,7 +31,13 @@ def bark(folder: Path, *, voices: bool = True, sentence: int = 12) -> Path:
     )
     # Semantic tokens, their end, then the text's; the first model's last two are pad and infer.
     offset, vocabulary = _SEMANTIC + 4, _SEMANTIC + 4 + len(words) + 2
-    size: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "block_size": 256}
+    size: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "block_size": 256,
+        "initializer_range": 0.6,
+    }
     coarse = _SEMANTIC + 2 * _CODES + 3
     config = transformers.BarkConfig(
         semantic_config={

@@ -242,7 +242,7 @@ def tiny_whisper(folder: Path, *, multilingual: bool = True) -> Path:
     made.max_length = 24
     if not multilingual:
         made.is_multilingual = False
-        made.lang_to_id = None
+        del made.lang_to_id, made.task_to_id
     model.generation_config = made
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
