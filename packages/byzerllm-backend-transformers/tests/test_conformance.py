@@ -17,7 +17,7 @@ from hf_models.smollm2 import smollm2_folder
 @pytest.mark.model
 class TestTransformers(BackendConformance):
     spec = get_plugins().backends.get("transformers")
-    infer_params: ClassVar = {"max_model_len": 2048}
+    infer_params: ClassVar = {"max_model_len": 2048, "threads": 1}
     deterministic = True
     exceptions: ClassVar = {
         "test_embedding": "a chat model; tests/test_embedding.py has one that embeds",

@@ -28,7 +28,7 @@ from byzerllm.errors import (
     ParameterError,
     RequestCancelledError,
 )
-from byzerllm.requests import GenerateChunk, GenerateRequest, SamplingParams
+from byzerllm.requests import GenerateChunk, GenerateRequest
 from byzerllm_backend_transformers.chat.sampling import (
     Mask,
     Recipe,
@@ -38,7 +38,7 @@ from byzerllm_backend_transformers.chat.sampling import (
 )
 from byzerllm_backend_transformers.chat.text import TokenText
 from byzerllm_backend_transformers.tasks import Task
-from byzerllm_backend_transformers.vocabulary import read_vocabulary
+from byzerllm_backend_transformers.vocabulary import read_vocabulary, stop_ids
 
 Inputs = Mapping[str, Any]
 Prepare = Callable[[], Inputs]
@@ -110,7 +110,7 @@ class Generation:
         recipe = Recipe(
             request.sampling, extra_of(request), self._defaults, self.task.parameters.seed
         )
-        mask = await asyncio.to_thread(self._mask, request.sampling)
+        mask = await asyncio.to_thread(self._schemas.constraint, request.sampling)
         call = _Call(request, recipe, mask, Inbox(self.task.check_open), threading.Event())
         work = asyncio.ensure_future(self.task.compute(self._run, call, prepare))
         work.add_done_callback(functools.partial(_tell_error, call.inbox))
@@ -160,7 +160,7 @@ class Generation:
             limit=room if params.max_tokens is None else min(params.max_tokens, room),
             text=AnswerText([*params.stop, *self.stop]),
             inbox=call.inbox,
-            stop_ids=self._stop_ids(params),
+            stop_ids=stop_ids(params, self._ends, self.tokenizer),
             logprobs=params.logprobs,
             stream=call.request.stream,
         )
@@ -184,21 +184,6 @@ class Generation:
             raise RequestCancelledError("the model was closed while it answered")
         if call.left.is_set():
             raise RequestCancelledError("its caller left")
-
-    def _mask(self, params: SamplingParams) -> Mask | None:
-        if params.json_schema is not None:
-            return self._schemas.matcher(params.json_schema)
-        if params.grammar is not None:
-            return self._schemas.grammar_matcher(params.grammar)
-        return None
-
-    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
-        ends = frozenset() if params.ignore_eos else self._ends
-        # A stop text that is a special token never shows as text.
-        added = self.tokenizer.get_added_vocab()
-        return ends.union(
-            params.stop_token_ids, (added[stop] for stop in params.stop if stop in added)
-        )
 
 
 @dataclass(frozen=True)

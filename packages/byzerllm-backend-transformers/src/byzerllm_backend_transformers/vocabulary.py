@@ -1,4 +1,4 @@
-"""A tokenizer's vocabulary as constrained decoding takes it."""
+"""A tokenizer's vocabulary: what ends an answer, and all of it for constrained decoding."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import llguidance.hf
 from llguidance import LLTokenizer
 
 from byzerllm.decoding.json_schema import refused
+from byzerllm.requests import SamplingParams
 
 
 def read_vocabulary(tokenizer: Any, vocab_size: int, ends: Collection[int]) -> LLTokenizer:
@@ -32,3 +33,15 @@ def read_vocabulary(tokenizer: Any, vocab_size: int, ends: Collection[int]) -> L
         )
     except (ValueError, AttributeError, TypeError) as error:
         raise refused(f"the model's tokenizer cannot be used for it: {error}") from None
+
+
+def stop_ids(params: SamplingParams, ends: frozenset[int], tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer.
+
+    Args:
+        ends: the model's own.
+    """
+    own: frozenset[int] = frozenset() if params.ignore_eos else ends
+    # A stop text that is a special token never shows as text.
+    added = tokenizer.get_added_vocab()
+    return own.union(params.stop_token_ids, (added[one] for one in params.stop if one in added))

@@ -20,7 +20,7 @@ from byzerllm_backend_transformers.chat.rows import rows_of
 from byzerllm_backend_transformers.chat.sampling import Mask, Recipe, Sampler, TransformersSampling
 from byzerllm_backend_transformers.chat.text import TokenText
 from byzerllm_backend_transformers.tasks import Loading, Task
-from byzerllm_backend_transformers.vocabulary import read_vocabulary
+from byzerllm_backend_transformers.vocabulary import read_vocabulary, stop_ids
 
 # Longer texts are tokenised off the loop.
 _INLINE_CHARACTERS = 8_000
@@ -133,7 +133,7 @@ class Chat(Task):
             token_text=TokenText(self._model.tokenizer, [] if chat else tokens),
             text=AnswerText(stops),
             inbox=Inbox(self._engine.check),
-            stop_ids=self._stop_ids(request),
+            stop_ids=stop_ids(params, self._model.end_tokens, self._model.tokenizer),
             logprobs=params.logprobs,
             stream=request.stream,
         )
@@ -165,20 +165,7 @@ class Chat(Task):
                 prompt_tokens=len(tokens),
                 max_model_len=self._model.max_model_len,
             )
-        params = request.sampling
-        if params.json_schema is not None:
-            return tokens, self._schemas.matcher(params.json_schema)
-        if params.grammar is not None:
-            return tokens, self._schemas.grammar_matcher(params.grammar)
-        return tokens, None
-
-    def _stop_ids(self, request: GenerateRequest) -> frozenset[int]:
-        params = request.sampling
-        ends = frozenset() if params.ignore_eos else self._model.end_tokens
-        # A stop text that is a special token never shows as text.
-        added = self._model.tokenizer.get_added_vocab()
-        spelled = [added[stop] for stop in params.stop if stop in added]
-        return ends.union(params.stop_token_ids, spelled)
+        return tokens, self._schemas.constraint(request.sampling)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         ids: list[int] = self._model.tokenizer(text, add_special_tokens=special)["input_ids"]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from byzerllm.errors import BackendError, ParameterError
+from byzerllm.requests import SamplingParams
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -82,6 +83,12 @@ class SchemaCompiler:
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
+
+    def constraint(self, params: SamplingParams) -> SchemaMatcher | None:
+        """A matcher for what a request wants its answer held to, None for nothing; see below."""
+        if params.json_schema is not None:
+            return self.matcher(params.json_schema)
+        return None if params.grammar is None else self.grammar_matcher(params.grammar)
 
     def matcher(self, schema: dict[str, Any]) -> SchemaMatcher:
         """A matcher at the beginning of an answer. Blocking.
