@@ -229,6 +229,11 @@ def test_wrong_folders(load: Load, tmp_path: Path) -> None:
     many = made_of_minilm(tmp_path / "many", model_type="SparseEncoder")
     with pytest.raises(ModelLoadError, match="holds a SparseEncoder"):
         load(many, model_type="custom/bge")
+    chat = made_of_minilm(
+        tmp_path / "chat", plain=True, config={"architectures": ["LlamaForCausalLM"]}
+    )
+    with pytest.raises(ModelLoadError, match="holds LlamaForCausalLM, no model of vectors"):
+        load(chat, model_type="custom/m3e")
     half = made_of_minilm(tmp_path / "half")
     (half / "tokenizer.json").unlink()
     (half / "vocab.txt").unlink()

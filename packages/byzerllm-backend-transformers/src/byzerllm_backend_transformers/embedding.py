@@ -21,6 +21,7 @@ from byzerllm_backend_transformers.tasks import Loading
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _EXTRA = ("prompt_name",)
+_ANSWERING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _check_type(loading: Loading) -> None:
             f"{loading.family.type} needs one dense vector"
         )
     other = "model_index.json" if (folder.path / "model_index.json").is_file() else ""
-    other = other or next((n for n in names if n.endswith("ForConditionalGeneration")), "")
+    other = other or next((name for name in names if name.endswith(_ANSWERING)), "")
     if folder.gguf or (other and not folder.is_sentence_transformer):
         what = folder.gguf or other
         raise ModelLoadError(
