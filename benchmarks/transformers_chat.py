@@ -2,7 +2,7 @@
 
 All figures come from one interleaved run on one machine, so that its noise meets them alike:
 
-    python benchmarks/transformers_chat.py [--model FOLDER] [--rounds 3] [--tokens 64] [--device cuda]
+    python benchmarks/transformers_chat.py [--model FOLDER] [--rounds 3] [--tokens 64]
 
 References: `model.generate` on the same loaded weights for one request; the same eight requests one
 after the other for eight at once; and `model.generate_batch`, transformers' own continuous
