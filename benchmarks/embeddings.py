@@ -7,7 +7,7 @@ All figures come from one interleaved run on one machine, so that its noise meet
 In each round the same texts are embedded by `SentenceTransformer.encode` with all of them in one
 call; by the backend's task with a request per caller; and by callers that send their texts through
 the client of the local runtime: all in one request, and one text after the other. Only ratios of
-one round are to be trusted.
+one round are to be trusted; on a busy machine, with one thread, those of CPU time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def made_texts(count: int) -> list[str]:
 
 
 def parted(texts: list[str], callers: int) -> list[list[str]]:
-    return [texts[at::callers] for at in range(callers)]
+    return [texts[at::callers] for at in range(min(callers, len(texts)))]
 
 
 def joined(parts: list[list[list[float]]], count: int) -> list[list[float]]:
@@ -129,8 +129,8 @@ class Ours:
         return await vectors_of(self.client.async_send(request, MODEL, timeout=3600))
 
 
-async def measure(arguments: argparse.Namespace) -> list[list[float]]:
-    """Texts per second of each way, round by round."""
+async def measure(arguments: argparse.Namespace) -> tuple[list[list[float]], list[list[float]]]:
+    """Texts per second, and CPU seconds per text, of each way, round by round."""
     import sentence_transformers
     import torch
 
@@ -147,18 +147,20 @@ async def measure(arguments: argparse.Namespace) -> list[list[float]]:
     texts = made_texts(arguments.texts)
     wanted = None
     for way in ways:
-        await way(texts[:64])
+        await way(texts[: arguments.callers])
     rates: list[list[float]] = [[] for _ in ways]
+    costs: list[list[float]] = [[] for _ in ways]
     for turn in range(arguments.rounds):
         for number in random.Random(turn).sample(range(len(ways)), len(ways)):
-            start = time.perf_counter()
+            start, spent = time.perf_counter(), time.process_time()
             found = np.array(await ways[number](texts))
             rates[number].append(len(texts) / (time.perf_counter() - start))
+            costs[number].append((time.process_time() - spent) / len(texts))
             wanted = found if wanted is None else wanted
             assert np.abs(found - wanted).max() < 1e-5, "the ways disagree"
     await ours.backend.close()
     ours.client.undeploy(MODEL, force=True)
-    return rates
+    return rates, costs
 
 
 def main() -> None:
@@ -170,21 +172,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     arguments.model = arguments.model or minilm()
-    rates = asyncio.run(measure(arguments))
+    rates, costs = asyncio.run(measure(arguments))
     table = Table(title=f"{arguments.texts} texts of {LEAST_TOKENS} to {MOST_TOKENS} tokens")
     table.add_column("way")
     table.add_column("texts/s", justify="right")
     table.add_column("of encode, round by round", justify="right")
+    table.add_column("of its CPU time", justify="right")
     names = (
         "sentence-transformers, one encode",
         f"the task, {arguments.callers} requests",
         f"the client, {arguments.callers} callers, a request each",
         f"the client, {arguments.callers} callers, text after text",
     )
-    for name, found in zip(names, rates, strict=True):
+    for name, found, cost in zip(names, rates, costs, strict=True):
         ratios = [rate / base for rate, base in zip(found, rates[0], strict=True)]
         shown = f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})"
-        table.add_row(name, f"{statistics.median(found):.1f}", shown)
+        cpu = statistics.median(a / b for a, b in zip(cost, costs[0], strict=True))
+        table.add_row(name, f"{statistics.median(found):.1f}", shown, f"{cpu:.2f}")
     Console().print(table)
 
 
