@@ -134,7 +134,7 @@ def check_token() -> list[Finding]:
 def check_gpus() -> list[Finding]:
     """NVIDIA's cards by the driver's own tool."""
     if shutil.which(_NVIDIA_SMI[0]) is None:
-        text = _("none; llama.cpp and hosted models do without")
+        text = _("none; small and hosted models do without")
         return [Finding("ok", "GPU", text)]
     try:
         told = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=False)
