@@ -204,9 +204,10 @@ def test_rates() -> None:
     counters = Counters()
     assert counters.tokens_per_second() == 0
     assert counters.ttft_p50() is None
-    counters.sample()
-    counters.generated_tokens = 100
-    assert counters.tokens_per_second() > 0
+    counters.generated(60)
+    counters.generated(40)
+    assert counters.generated_tokens == 100
+    assert 0 < counters.tokens_per_second() <= 100
     counters.ttft.extend(range(TTFT_SAMPLES + 100))
     assert len(counters.ttft) == TTFT_SAMPLES
     assert counters.ttft_p50() == 200

@@ -7,7 +7,6 @@ import contextlib
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -114,33 +113,6 @@ class Seen:
         return median, len(recent) / WINDOW_SECONDS, failed / WINDOW_SECONDS
 
 
-class Rates:
-    """Tokens per second of workers, out of their counters."""
-
-    def __init__(self) -> None:
-        self._samples: dict[str, deque[tuple[float, int]]] = {}
-
-    def of(self, worker: Mapping[str, Any]) -> float:
-        """The worker's rate since some seconds ago; its own figure at first sight."""
-        now, tokens = time.monotonic(), int(worker["generated_tokens"])
-        samples = self._samples.setdefault(worker["key"], deque())
-        # A worker that took the place of another counts from zero.
-        if samples and samples[-1][1] > tokens:
-            samples.clear()
-        samples.append((now, tokens))
-        while len(samples) > 2 and samples[1][0] < now - WINDOW_SECONDS:
-            samples.popleft()
-        since, before = samples[0]
-        if now - since < CACHE_SECONDS / 2:
-            return float(worker["tokens_per_second"])
-        return (tokens - before) / (now - since)
-
-    def keep(self, keys: set[str]) -> None:
-        """Forget all other workers."""
-        for key in self._samples.keys() - keys:
-            del self._samples[key]
-
-
 class Figures:
     """Asks the runtime at most once a second.
 
@@ -150,7 +122,6 @@ class Figures:
 
     def __init__(self, client: ByzerLLM) -> None:
         self._client = client
-        self._rates = Rates()
         self._asked = 0.0
         self._asking: asyncio.Task[list[ModelFigures]] | None = None
         self.seen = Seen()
@@ -178,10 +149,6 @@ class Figures:
 
     async def _ask(self) -> list[ModelFigures]:
         rows = await asyncio.to_thread(self._client.stat)
-        for row in rows:
-            for worker in row["workers"]:
-                worker["key"] = f"{row['model']}/{worker['id']}"
-        self._rates.keep({worker["key"] for row in rows for worker in row["workers"]})
         return list(await asyncio.gather(*(self._model(row) for row in rows)))
 
     async def _model(self, row: dict[str, Any]) -> ModelFigures:
@@ -226,7 +193,7 @@ class Figures:
             running=worker["running"],
             queued=worker["queued"],
             concurrency=worker["concurrency"],
-            tokens_per_second=round(self._rates.of(worker), 2),
+            tokens_per_second=round(worker["tokens_per_second"], 2),
             ttft_p50=worker["ttft_p50"],
             rss=worker.get("rss"),
             uptime=worker.get("uptime"),

@@ -143,18 +143,25 @@ class Counters:
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.ttft: deque[float] = deque(maxlen=TTFT_SAMPLES)
-        self._samples: deque[tuple[float, int]] = deque(maxlen=RATE_SECONDS + 1)
+        self._begun = time.monotonic()
+        # Tokens of each of the last seconds in which there were some.
+        self._seconds: deque[list[int]] = deque(maxlen=RATE_SECONDS)
 
-    def sample(self) -> None:
-        """To be called about once a second."""
-        self._samples.append((time.monotonic(), self.generated_tokens))
+    def generated(self, tokens: int) -> None:
+        """Count tokens that an answer grew by."""
+        self.generated_tokens += tokens
+        second = int(time.monotonic())
+        if self._seconds and self._seconds[-1][0] == second:
+            self._seconds[-1][1] += tokens
+        else:
+            self._seconds.append([second, tokens])
 
     def tokens_per_second(self) -> float:
-        if not self._samples:
-            return 0.0
-        since, tokens = self._samples[0]
-        seconds = time.monotonic() - since
-        return (self.generated_tokens - tokens) / seconds if seconds > 0 else 0.0
+        """Over the last `RATE_SECONDS`, or since the beginning."""
+        now = time.monotonic()
+        since = max(now - RATE_SECONDS, self._begun)
+        tokens = sum(count for second, count in self._seconds if second >= int(since))
+        return tokens / max(now - since, 1.0)
 
     def ttft_p50(self) -> float | None:
         return sorted(self.ttft)[len(self.ttft) // 2] if self.ttft else None
@@ -182,7 +189,7 @@ class Meter:
             counters.ttft.append(self._first)
         tokens = len(chunk.token_ids)
         self._tokens += tokens
-        counters.generated_tokens += tokens
+        counters.generated(tokens)
         if chunk.finish_reason is None:
             return
         self._last = chunk
@@ -191,7 +198,7 @@ class Meter:
         chunk.queued = self._queued
         if chunk.usage is not None:
             counters.prompt_tokens += chunk.usage.prompt_tokens
-            counters.generated_tokens += chunk.usage.completion_tokens - self._tokens
+            counters.generated(chunk.usage.completion_tokens - self._tokens)
 
     def ended(self, spec: DeploymentSpec) -> GenerateChunk:
         """The last chunk. Raises BackendError when there was none with a reason."""

@@ -296,7 +296,6 @@ class Worker:
     async def _keep_leases(self) -> None:
         """End the leases of callers that left, forgiving them the pauses of this process."""
         interval = 0.05
-        sampled = 0.0
         while True:
             slept = time.monotonic()
             await asyncio.sleep(interval)
@@ -305,9 +304,6 @@ class Worker:
             if late > interval:
                 for lease in self._leases.values():
                     lease.seen += late
-            if now - sampled >= 1.0:
-                sampled = now
-                self._host.counters.sample()
             for caller, lease in list(self._leases.items()):
                 limit = LEASE_SECONDS if lease.busy() else IDLE_LEASE_SECONDS
                 if now - lease.seen > limit:
