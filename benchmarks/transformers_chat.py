@@ -54,7 +54,7 @@ class Ours:
         messages = [{"role": "user", "content": question}]
         request = GenerateRequest(id="bench", messages=messages, sampling=params, stream=True)
         ids: list[int] = []
-        async with aclosing(self.backend.generate(request)) as chunks:  # type: ignore[type-var]
+        async with aclosing(self.backend.generate(request)) as chunks:
             async for chunk in chunks:
                 ids += chunk.token_ids
         return ids

@@ -508,7 +508,7 @@ async def _until_idle(loaded: Loaded) -> None:
 def test_leaving_a_stream_ends_the_drawing(painter: Loaded) -> None:
     async def leave() -> float:
         chunks = painter.backend.generate(chat("a cat", stream=True, sampling_steps=1000))
-        async with aclosing(chunks) as source:  # type: ignore[type-var]
+        async with aclosing(chunks) as source:
             async for chunk in source:
                 assert chunk.reasoning.startswith("step 1 ")
                 break

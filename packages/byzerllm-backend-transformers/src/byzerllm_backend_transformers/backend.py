@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Self
 
 from byzerllm.backend import Backend, BackendContext
@@ -66,7 +66,7 @@ class TransformersBackend(Backend):
             loading.add_done_callback(_discard)
             raise
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         return self.task.generate(request)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
@@ -75,7 +75,7 @@ class TransformersBackend(Backend):
     async def rerank(self, request: RerankRequest) -> RerankResult:
         return await self.task.rerank(request)
 
-    def speak(self, request: SpeechRequest) -> AsyncIterator[GenerateChunk]:
+    def speak(self, request: SpeechRequest) -> AsyncGenerator[GenerateChunk, None]:
         return self.task.speak(request)
 
     async def draw(self, request: ImageRequest) -> ImageResult:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
@@ -309,7 +309,7 @@ class Backend(abc.ABC):
                 `ModelLoadError` with its traceback.
         """
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat or a completion; the last chunk has `finish_reason` and `usage`."""
         raise self._lacks("chat")
 
@@ -325,7 +325,7 @@ class Backend(abc.ABC):
         """One raw score per pair of a query and a document."""
         raise self._lacks("rerank")
 
-    def speak(self, request: SpeechRequest) -> AsyncIterator[GenerateChunk]:
+    def speak(self, request: SpeechRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Speak a text: chunks of `audio`; the last one has `finish_reason` `stop`."""
         raise self._lacks("speech")
 

@@ -9,7 +9,7 @@ Source: https://help.aliyun.com/zh/model-studio/qwen-api-via-dashscope
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
 
@@ -250,7 +250,7 @@ class DashScopeChat(Provider):
         headers = self.headers(self.keys.pick())
         await self.check_key(self.url(f"tasks/{NO_TASK}"), headers)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat.
 
         Raises:
@@ -276,7 +276,7 @@ class DashScopeChat(Provider):
                 if stream.content_type == "application/json":
                     yield self._whole(Answer(200, stream.headers, await stream.read()), turn)
                     return
-                async with aclosing(self._chunks(stream, reading)) as chunks:  # type: ignore[type-var]
+                async with aclosing(self._chunks(stream, reading)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 await stream.drain()
@@ -345,8 +345,10 @@ class DashScopeChat(Provider):
         turn.used(reading.usage)
         return reading.last(chunk)
 
-    async def _chunks(self, stream: Stream, reading: _Reading) -> AsyncIterator[GenerateChunk]:
-        async with aclosing(stream.events()) as batches:  # type: ignore[type-var]
+    async def _chunks(
+        self, stream: Stream, reading: _Reading
+    ) -> AsyncGenerator[GenerateChunk, None]:
+        async with aclosing(stream.events()) as batches:
             async for events in batches:
                 # An event without data is a heartbeat.
                 chunk = reading.chunk(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -75,7 +75,7 @@ class Stream:
         with self._http.explained("body"):
             return await self._response.read()
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Bytes as they arrive: what lies ready comes as one piece."""
         read = self._response.content.readany
         with self._http.explained("body", whole=True):
@@ -85,14 +85,14 @@ class Stream:
                 yield piece
                 piece = await read()
 
-    async def events(self) -> AsyncIterator[list[Event]]:
+    async def events(self) -> AsyncGenerator[list[Event], None]:
         """Server-sent events, in lists of those that arrived together.
 
         Raises:
             ProviderProtocolError: one that is too large.
         """
         parser = EventParser()
-        async with aclosing(self.pieces()) as pieces:  # type: ignore[type-var]
+        async with aclosing(self.pieces()) as pieces:
             async for piece in pieces:
                 try:
                     events = parser.feed(piece)
@@ -245,7 +245,7 @@ class Http:
         body: Any = None,
         headers: Headers = _NOTHING,
         encoded: bool = False,
-    ) -> AsyncIterator[Stream]:
+    ) -> AsyncGenerator[Stream, None]:
         """Send a request; the answer is read in the body of the `async with`.
 
         Leaving with an error or a cancellation cuts the connection, so that the vendor stops.
@@ -264,7 +264,9 @@ class Http:
         response.release()
 
     @asynccontextmanager
-    async def socket(self, url: str, *, headers: Headers = _NOTHING) -> AsyncIterator[Socket]:
+    async def socket(
+        self, url: str, *, headers: Headers = _NOTHING
+    ) -> AsyncGenerator[Socket, None]:
         """Open a WebSocket; it is closed when the `async with` is left.
 
         Raises:

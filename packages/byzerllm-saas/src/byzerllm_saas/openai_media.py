@@ -9,7 +9,7 @@ import array
 import base64
 import binascii
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -137,7 +137,7 @@ class OpenAIWire(OpenAIVectors):
             revised_prompt=found.data[0].revised_prompt or "",
         )
 
-    async def speak(self, request: SpeechRequest) -> AsyncIterator[GenerateChunk]:
+    async def speak(self, request: SpeechRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Speak a text; a stream's chunks are what the network brings.
 
         Raises:
@@ -166,7 +166,7 @@ class OpenAIWire(OpenAIVectors):
             async with self.http.stream("POST", url, json=body, headers=headers) as stream:
                 await self.check_stream_error(stream)
                 heard = False
-                async with aclosing(stream.pieces()) as pieces:  # type: ignore[type-var]
+                async with aclosing(stream.pieces()) as pieces:
                     async for piece in pieces:
                         heard = True
                         yield GenerateChunk(audio=piece)

@@ -10,7 +10,7 @@ Source: https://platform.openai.com/docs/api-reference
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -316,7 +316,7 @@ class OpenAIChat(Provider):
 
     # Backend's methods.
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat, or continue a prompt.
 
         Raises:
@@ -340,7 +340,7 @@ class OpenAIChat(Provider):
                     # Of a vendor that cannot stream this, or hides an error under HTTP 200.
                     yield self._whole(Answer(200, stream.headers, await stream.read()), turn)
                     return
-                async with aclosing(self._chunks(stream, turn)) as chunks:  # type: ignore[type-var]
+                async with aclosing(self._chunks(stream, turn)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 await stream.drain()
@@ -400,12 +400,12 @@ class OpenAIChat(Provider):
         turn.used(reading.usage)
         return reading.last(chunk)
 
-    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncIterator[GenerateChunk]:
+    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncGenerator[GenerateChunk, None]:
         reading = Reading(self.dialect.finish_reasons)
         chunk: GenerateChunk | None = None
         done = False
         try:
-            async with aclosing(stream.events()) as batches:  # type: ignore[type-var]
+            async with aclosing(stream.events()) as batches:
                 async for events in batches:
                     found, done = self._parsed(events, stream)
                     chunk = reading.chunk(found)

@@ -236,7 +236,7 @@ class SpeechTests:
 
         async def leave() -> None:
             asked = speech(stream=True)
-            async with aclosing(model.host.stream(asked)) as chunks:  # type: ignore[type-var]
+            async with aclosing(model.host.stream(asked)) as chunks:
                 async for _ in chunks:
                     break
             await asyncio.sleep(0.2)

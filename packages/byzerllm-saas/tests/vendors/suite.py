@@ -171,7 +171,7 @@ class Model:
 
     def stream(self, asked: StreamRequest) -> list[GenerateChunk]:
         async def read() -> list[GenerateChunk]:
-            async with aclosing(self.host.stream(asked)) as chunks:  # type: ignore[type-var]
+            async with aclosing(self.host.stream(asked)) as chunks:
                 return [chunk async for chunk in chunks]
 
         return self._loop.run(read())
@@ -591,7 +591,7 @@ class ProviderTests:
         vendor.pace = 0.05
 
         async def leave() -> None:
-            async with aclosing(model.host.stream(request(stream=True))) as chunks:  # type: ignore[type-var]
+            async with aclosing(model.host.stream(request(stream=True))) as chunks:
                 async for _ in chunks:
                     break
             await asyncio.sleep(0.3)

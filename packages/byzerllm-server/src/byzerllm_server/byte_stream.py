@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from starlette.responses import Response
@@ -27,7 +27,7 @@ class ByteStream(Response):
         call: the request.
     """
 
-    def __init__(self, pieces: AsyncIterator[bytes], call: Call, *, media_type: str) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes, None], call: Call, *, media_type: str) -> None:
         self._pieces = pieces
         self._call = call
         self._head = (
@@ -41,7 +41,7 @@ class ByteStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         try:
-            async with aclosing(self._pieces) as pieces:  # type: ignore[type-var]
+            async with aclosing(self._pieces) as pieces:
                 async for piece in pieces:
                     if not started:
                         started = True

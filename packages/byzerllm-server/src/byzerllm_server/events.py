@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
@@ -52,7 +52,9 @@ class EventStream(Response):
         call: the request.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], call: Call, *, ping_seconds: float) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], call: Call, *, ping_seconds: float
+    ) -> None:
         self._events = events
         self._call = call
         self._ping_seconds = ping_seconds
@@ -114,7 +116,7 @@ class EventStream(Response):
 
     async def _pump(self) -> None:
         try:
-            async with aclosing(self._events) as events:  # type: ignore[type-var]
+            async with aclosing(self._events) as events:
                 async for encoded in events:
                     self._waiting.append(encoded)
                     self._size += len(encoded)

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -78,7 +78,9 @@ class Gateway:
         self.note(call, result, time.perf_counter() - began)
         return result
 
-    async def stream(self, call: Call, request: StreamRequest) -> AsyncIterator[GenerateChunk]:
+    async def stream(
+        self, call: Call, request: StreamRequest
+    ) -> AsyncGenerator[GenerateChunk, None]:
         """The chunks of one request to the call's model. Closing stops the generation."""
         call.sent = call.sent or time.perf_counter()
         fell_back = functools.partial(self._fell_back, call)
@@ -87,7 +89,7 @@ class Gateway:
         )
         tokens, finished = 0, False
         try:
-            async with aclosing(chunks) as source:  # type: ignore[type-var]
+            async with aclosing(chunks) as source:
                 async for chunk in source:
                     if not call.first:
                         call.first = time.perf_counter()

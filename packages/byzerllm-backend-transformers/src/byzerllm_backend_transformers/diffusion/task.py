@@ -8,7 +8,7 @@ import contextlib
 import io
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -89,7 +89,7 @@ class Diffusion(Task):
             task="image",
         )
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """One JSON list: an object per picture with `img64`, its PNG file in base64, and the
         parameters that it was drawn with. A stream brings the steps as `reasoning` before."""
         self.check_open()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, get_args
 
@@ -556,7 +556,7 @@ class ByzerLLM:
         delta_mode: bool = False,
         llm_config: Mapping[str, Any] = {},
         extra_request_params: Mapping[str, Any] = {},
-    ) -> AsyncIterator[StreamItem]:
+    ) -> AsyncGenerator[StreamItem, None]:
         """`stream_chat_oai` for asynchronous code: `async for text, metadata in …`."""
         call = ChatCall(
             conversations=conversations,
@@ -799,7 +799,7 @@ class ByzerLLM:
         *,
         timeout: float | None = None,
         on_fallback: OnFallback | None = None,
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         """`async_send` for a request that is read chunk by chunk; falls back before the first one.
         Closing the iterator stops the generation."""
         line = self._line(model, on_fallback)
@@ -807,7 +807,7 @@ class ByzerLLM:
             started = False
             try:
                 chunks = self._async_chunks(line.name, request, timeout)
-                async with aclosing(chunks) as source:  # type: ignore[type-var]
+                async with aclosing(chunks) as source:
                     async for chunk in source:
                         started = True
                         yield chunk
@@ -906,7 +906,7 @@ class ByzerLLM:
 
     def _async_stream_chat(
         self, call: ChatCall, model: str | None, delta: bool
-    ) -> AsyncIterator[StreamItem]:
+    ) -> AsyncGenerator[StreamItem, None]:
         line = self._line(model)
         first = None
         if media_of(call.conversations) is None:
@@ -920,7 +920,7 @@ class ByzerLLM:
         request: StreamRequest | None,
         delta: bool,
         limit: float | None,
-    ) -> AsyncIterator[StreamItem]:
+    ) -> AsyncGenerator[StreamItem, None]:
         while True:
             started = False
             try:
@@ -928,7 +928,7 @@ class ByzerLLM:
                     meta = await self._async_meta(line.name)
                     request = call.stream(self._settings.of(line.name), meta)
                 items = self._async_stream(line.name, request, delta, limit)
-                async with aclosing(items) as source:  # type: ignore[type-var]
+                async with aclosing(items) as source:
                     async for item in source:
                         started = True
                         yield item
@@ -999,10 +999,10 @@ class ByzerLLM:
 
     async def _async_stream(
         self, model: str, request: StreamRequest, delta: bool, timeout: float | None
-    ) -> AsyncIterator[StreamItem]:
+    ) -> AsyncGenerator[StreamItem, None]:
         reader = self._reader(model, request, delta)
         chunks = self._async_chunks(model, request, timeout)
-        async with aclosing(chunks) as source:  # type: ignore[type-var]
+        async with aclosing(chunks) as source:
             async for chunk in source:
                 text = reader.read(chunk)
                 if text is not None:
@@ -1010,7 +1010,7 @@ class ByzerLLM:
 
     def _async_chunks(
         self, model: str, request: StreamRequest, timeout: float | None
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         limit = timeout or self._settings.timeout
         pin = self._settings.pins.get("chat")
         if not self._observes():
@@ -1019,14 +1019,14 @@ class ByzerLLM:
 
     async def _observed_chunks(
         self, model: str, request: StreamRequest, pin: int | None, limit: float
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         observers = Observers(model, request)
         if observers.answer is not None:
             yield _as_chunk(observers.answer)
             return
         with observers:
             chunks = self._runtime.stream(model, observers.stream_request(), pin=pin, timeout=limit)
-            async with aclosing(chunks) as source:  # type: ignore[type-var]
+            async with aclosing(chunks) as source:
                 async for chunk in source:
                     yield chunk
 

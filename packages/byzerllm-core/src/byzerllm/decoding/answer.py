@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from byzerllm.decoding.text import AnswerText
@@ -35,7 +35,7 @@ class Inbox:
             self._chunks.append(item)
         self._arrived.set()
 
-    async def chunks(self) -> AsyncIterator[GenerateChunk]:
+    async def chunks(self) -> AsyncGenerator[GenerateChunk, None]:
         """The chunks until the one with a finish reason; those that piled up come as one."""
         while True:
             await self._wait()

@@ -9,7 +9,7 @@ import contextvars
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -119,13 +119,13 @@ class BackgroundLoop:
             raise
         return job.result(asyncio.CancelledError)
 
-    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         """The items, one by one; leaving the loop early closes the async iterator."""
         ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         async def pump() -> None:
             try:
-                async with aclosing(items) as source:  # type: ignore[type-var]
+                async with aclosing(items) as source:
                     async for item in source:
                         ready.put(item)
             except BaseException as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, Protocol
 
 from byzerllm.requests import GenerateChunk, ModelMeta, Request, Result, StreamRequest
@@ -31,7 +31,7 @@ class Runtime(Protocol):
 
     def stream(
         self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
-    ) -> AsyncIterator[GenerateChunk]: ...
+    ) -> AsyncGenerator[GenerateChunk, None]: ...
 
     def stream_sync(
         self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from ray.exceptions import RayError
@@ -81,7 +81,7 @@ class Channel:
         finally:
             self._unary.pop(number, None)
 
-    async def stream(self, request: Request, seconds: float) -> AsyncIterator[GenerateChunk]:
+    async def stream(self, request: Request, seconds: float) -> AsyncGenerator[GenerateChunk, None]:
         """One request's chunks; closing the iterator cancels the request in the worker.
 
         Raises:
@@ -153,7 +153,7 @@ class Channel:
         if queue is not None:
             queue.put_nowait(item)  # type: ignore[arg-type]
 
-    async def _read(self, frames: Callable[[], AsyncIterator[bytes]]) -> None:
+    async def _read(self, frames: Callable[[], AsyncGenerator[bytes, None]]) -> None:
         reason: BaseException | str = "the worker closed the channel"
         try:
             async for frame in frames():
@@ -174,12 +174,12 @@ class Channel:
                 raise to_error(item)
             self._settle(number, to_error(item) if isinstance(item, Failure) else item)
 
-    async def _streamed(self) -> AsyncIterator[bytes]:
+    async def _streamed(self) -> AsyncGenerator[bytes, None]:
         open_ = self._worker.open.options(num_returns="streaming")
         async for ref in open_.remote(self._caller, self._id):
             yield await ref
 
-    async def _pulled(self) -> AsyncIterator[bytes]:
+    async def _pulled(self) -> AsyncGenerator[bytes, None]:
         while True:
             frame = await self._worker.pull.remote(self._caller, self._id)
             if frame is None:

@@ -9,7 +9,7 @@ import asyncio
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -322,7 +322,7 @@ class Host:
             return ApplyTemplateResult(text=text)
         return await self.backend.meta()
 
-    async def stream(self, request: StreamRequest) -> AsyncIterator[GenerateChunk]:
+    async def stream(self, request: StreamRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Chunks as the backend makes them; the last one has its times filled in."""
         if isinstance(request, GenerateRequest):
             self._check(request)
@@ -332,7 +332,7 @@ class Host:
         texts: list[str] = []
         begun = False
         try:
-            async with aclosing(self._chunks(request)) as chunks:  # type: ignore[type-var]
+            async with aclosing(self._chunks(request)) as chunks:
                 async for chunk in chunks:
                     meter.saw(chunk)
                     texts.append(chunk.text)
@@ -348,7 +348,7 @@ class Host:
         finally:
             self._leave(entered, meter.seconds())
 
-    def _chunks(self, request: StreamRequest) -> AsyncIterator[GenerateChunk]:
+    def _chunks(self, request: StreamRequest) -> AsyncGenerator[GenerateChunk, None]:
         if isinstance(request, SpeechRequest):
             return self.backend.speak(request)
         return self.backend.generate(request)
@@ -364,7 +364,7 @@ class Host:
         logprobs: list[TokenLogprob] = []
         tool_calls: list[ToolCall] = []
         try:
-            async with aclosing(self.backend.generate(request)) as chunks:  # type: ignore[type-var]
+            async with aclosing(self.backend.generate(request)) as chunks:
                 async for chunk in chunks:
                     meter.saw(chunk)
                     texts.append(chunk.text)
@@ -396,7 +396,7 @@ class Host:
     async def _speak_whole(self, request: SpeechRequest) -> SpeechResult:
         pieces: list[bytes] = []
         last = None
-        async with aclosing(self.stream(request)) as chunks:  # type: ignore[type-var]
+        async with aclosing(self.stream(request)) as chunks:
             async for chunk in chunks:
                 pieces.append(chunk.audio)
                 last = chunk

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -110,13 +110,13 @@ class LocalRuntime:
 
     def stream(
         self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         chunks = self._stream(model, request, pin, timeout)
         return chunks if self._background.is_running_here() else self._handed_over(chunks)
 
     async def _handed_over(
-        self, items: AsyncIterator[GenerateChunk]
-    ) -> AsyncIterator[GenerateChunk]:
+        self, items: AsyncGenerator[GenerateChunk, None]
+    ) -> AsyncGenerator[GenerateChunk, None]:
         """The chunks of a stream on the background loop, for a caller on another one."""
         inbox = inbox_of(asyncio.get_running_loop())
         ready: asyncio.Queue[GenerateChunk | BaseException | None] = asyncio.Queue()
@@ -124,7 +124,7 @@ class LocalRuntime:
         async def pump() -> None:
             last: BaseException | None = None
             try:
-                async with aclosing(items) as chunks:  # type: ignore[type-var]
+                async with aclosing(items) as chunks:
                     async for chunk in chunks:
                         inbox.put(ready.put_nowait, chunk)
             except BaseException as error:
@@ -237,7 +237,7 @@ class LocalRuntime:
 
     async def _stream(
         self, model: str, request: StreamRequest, pin: int | None, timeout: float
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         deployment = self._get(model)
         end = time.monotonic() + timeout
         retries = VendorRetries(model)
@@ -247,7 +247,7 @@ class LocalRuntime:
             while True:
                 index = deployment.pick(pin, tried)
                 try:
-                    async with aclosing(deployment.hosts[index].stream(request)) as chunks:  # type: ignore[type-var]
+                    async with aclosing(deployment.hosts[index].stream(request)) as chunks:
                         while True:
                             async with asyncio.timeout(end - time.monotonic()):
                                 chunk = await anext(chunks, None)

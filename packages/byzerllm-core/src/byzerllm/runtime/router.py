@@ -14,7 +14,7 @@ import itertools
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -271,7 +271,7 @@ class Router:
 
     async def stream(
         self, model: str, request: StreamRequest, *, pin: int | None = None, timeout: float
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         """Chunks as they come. Closing the iterator stops the generation in the worker.
 
         Raises:
@@ -293,7 +293,7 @@ class Router:
                     continue
                 channel = self._channel(route, link, self._connect(link))
                 stream = channel.stream(request, attempts.left())
-                async with aclosing(stream) as chunks:  # type: ignore[type-var]
+                async with aclosing(stream) as chunks:
                     async for chunk in chunks:
                         started = True
                         texts.append(chunk.text)

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -226,7 +226,7 @@ class Worker:
             channel.tasks[number] = task
             self._running[item.id] = task
 
-    async def open(self, caller: str, channel_id: str) -> AsyncIterator[bytes]:
+    async def open(self, caller: str, channel_id: str) -> AsyncGenerator[bytes, None]:
         """The channel's frames, until the caller closes it or its lease ends."""
         channel = self._channel(caller, channel_id)
         while not channel.closed:
@@ -255,7 +255,7 @@ class Worker:
         try:
             self._refuse_if_draining()
             if isinstance(request, StreamRequest) and request.stream:
-                async with contextlib.aclosing(self._host.stream(request)) as chunks:  # type: ignore[type-var]
+                async with contextlib.aclosing(self._host.stream(request)) as chunks:
                     async for chunk in chunks:
                         channel.put(number, chunk)
             else:

@@ -18,7 +18,7 @@ import json
 import math
 import pickle
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -310,7 +310,7 @@ class BackendConformance:
 
         async def leave() -> float:
             request = self._request(stream=True, max_tokens=1000)
-            async with aclosing(self._chunks(request)) as chunks:  # type: ignore[type-var]
+            async with aclosing(self._chunks(request)) as chunks:
                 async for chunk in chunks:
                     if chunk.text or chunk.reasoning:
                         break
@@ -325,7 +325,7 @@ class BackendConformance:
 
         async def read(first: asyncio.Event) -> None:
             request = self._request(stream=True, max_tokens=1000)
-            async with aclosing(self._chunks(request)) as chunks:  # type: ignore[type-var]
+            async with aclosing(self._chunks(request)) as chunks:
                 async for chunk in chunks:
                     if chunk.text or chunk.reasoning:
                         first.set()
@@ -534,11 +534,11 @@ class BackendConformance:
             stream=stream,
         )
 
-    def _chunks(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    def _chunks(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         return self.host.stream(request)
 
     async def _list(self, request: GenerateRequest) -> list[GenerateChunk]:
-        async with aclosing(self._chunks(request)) as chunks:  # type: ignore[type-var]
+        async with aclosing(self._chunks(request)) as chunks:
             return [chunk async for chunk in chunks]
 
     async def _gather(self, request: GenerateRequest) -> GenerateResult:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Self
 
 from pydantic import Field
@@ -67,7 +67,7 @@ class EchoBackend(Backend):
             raise RuntimeError(parameters.fail_load)
         return cls(parameters, context.model)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         question = self._text(request)
         given = self._parameters
         if given.crash_on and question == given.crash_on:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import quote
@@ -316,7 +316,7 @@ class Bedrock(Provider):
             return self._claude_body(request)
         return self._llama_body(request)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat, or, with Llama, continue a prompt.
 
         Raises:
@@ -337,7 +337,7 @@ class Bedrock(Provider):
             headers = self.signed("POST", url, body)
             async with (
                 self.http.stream("POST", url, body=body, headers=headers, encoded=True) as stream,
-                aclosing(self._chunks(stream, reading, event, turn)) as chunks,  # type: ignore[type-var]
+                aclosing(self._chunks(stream, reading, event, turn)) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk
@@ -404,11 +404,11 @@ class Bedrock(Provider):
 
     async def _chunks(
         self, stream: Stream, reading: Reading, event: type[Any], turn: Turn
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         held: GenerateChunk | None = None
         begun = False
         try:
-            async with aclosing(self._events(stream, event)) as batches:  # type: ignore[type-var]
+            async with aclosing(self._events(stream, event)) as batches:
                 async for events in batches:
                     chunk = reading.chunk(events)
                     if chunk is None:
@@ -430,12 +430,12 @@ class Bedrock(Provider):
         turn.used(reading.usage)
         yield reading.last(held)
 
-    async def _events(self, stream: Stream, event: type[Any]) -> AsyncIterator[list[Any]]:
+    async def _events(self, stream: Stream, event: type[Any]) -> AsyncGenerator[list[Any], None]:
         """The model's events, in lists of those that arrived together."""
         from botocore.eventstream import EventStreamBuffer, ParserError
 
         frames = EventStreamBuffer()
-        async with aclosing(stream.pieces()) as pieces:  # type: ignore[type-var]
+        async with aclosing(stream.pieces()) as pieces:
             async for piece in pieces:
                 frames.add_data(piece)
                 try:

@@ -8,7 +8,7 @@ Source: https://learn.microsoft.com/azure/ai-services/speech-service/rest-text-t
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -104,7 +104,7 @@ class Azure(Provider):
     errors_table = ErrorTable(phrases=((re.compile(r"quota", re.IGNORECASE), QuotaExceededError),))
     parameters: AzureParameters
 
-    async def speak(self, request: SpeechRequest) -> AsyncIterator[GenerateChunk]:
+    async def speak(self, request: SpeechRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Speak a text; a stream's chunks are what the network brings.
 
         Raises:
@@ -129,7 +129,7 @@ class Azure(Provider):
                 return
             async with self.http.stream("POST", url, body=body, headers=headers) as stream:
                 heard = False
-                async with aclosing(stream.pieces()) as pieces:  # type: ignore[type-var]
+                async with aclosing(stream.pieces()) as pieces:
                     async for piece in pieces:
                         if not heard:
                             self._check_sound(stream.headers)

@@ -8,7 +8,7 @@ Source: the SDK, and https://open.bigmodel.cn/dev/api/thirdparty-frame as archiv
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -111,7 +111,7 @@ class ChatGLM(Provider):
         if isinstance(found, AuthenticationError | PermissionDeniedError):
             raise found
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat.
 
         Raises:
@@ -133,7 +133,7 @@ class ChatGLM(Provider):
                 if stream.content_type == "application/json":
                     yield self._whole(Answer(200, stream.headers, await stream.read()), turn)
                     return
-                async with aclosing(self._chunks(stream, turn)) as chunks:  # type: ignore[type-var]
+                async with aclosing(self._chunks(stream, turn)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 await stream.drain()
@@ -164,9 +164,9 @@ class ChatGLM(Provider):
         text = _unquoted(found.data.choices[0].content)
         return GenerateChunk(text=text, finish_reason="stop", usage=usage)
 
-    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncIterator[GenerateChunk]:
+    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncGenerator[GenerateChunk, None]:
         said = ""
-        async with aclosing(stream.events()) as batches:  # type: ignore[type-var]
+        async with aclosing(stream.events()) as batches:
             async for events in batches:
                 chunk = GenerateChunk()
                 for event in events:

@@ -7,7 +7,7 @@ Source: https://docs.anthropic.com/en/api/messages
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
@@ -107,7 +107,7 @@ class Claude(Provider):
             body["output_config"] = {**output, **body.get("output_config", {})}
         return body
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat.
 
         Raises:
@@ -126,7 +126,7 @@ class Claude(Provider):
                 yield chunk
                 return
             async with self.http.stream("POST", url, json=body, headers=headers) as stream:
-                async with aclosing(self._chunks(stream, turn)) as chunks:  # type: ignore[type-var]
+                async with aclosing(self._chunks(stream, turn)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 await stream.drain()
@@ -145,11 +145,11 @@ class Claude(Provider):
     def _has_schemas(self) -> bool:
         return _WITHOUT_SCHEMAS.search(self.model) is None
 
-    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncIterator[GenerateChunk]:
+    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncGenerator[GenerateChunk, None]:
         reading = AnthropicReading()
         chunk: GenerateChunk | None = None
         try:
-            async with aclosing(stream.events()) as batches:  # type: ignore[type-var]
+            async with aclosing(stream.events()) as batches:
                 async for events in batches:
                     chunk = reading.chunk(self._parsed(events, stream))
                     if reading.done:

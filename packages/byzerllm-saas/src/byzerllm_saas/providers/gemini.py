@@ -9,7 +9,7 @@ from __future__ import annotations
 import mimetypes
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -292,7 +292,7 @@ class Gemini(Provider):
         body.update(request.extra)
         return body
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat.
 
         Raises:
@@ -316,7 +316,7 @@ class Gemini(Provider):
             url = f"{self.url('streamGenerateContent')}?alt=sse"
             async with (
                 self.http.stream("POST", url, json=body, headers=headers) as stream,
-                aclosing(self._chunks(stream, turn)) as chunks,  # type: ignore[type-var]
+                aclosing(self._chunks(stream, turn)) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk
@@ -368,11 +368,11 @@ class Gemini(Provider):
                 config[_SAMPLING[name]] = value
         return config
 
-    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncIterator[GenerateChunk]:
+    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncGenerator[GenerateChunk, None]:
         reading = _Reading(self.errors)
         held: GenerateChunk | None = None
         try:
-            async with aclosing(stream.events()) as batches:  # type: ignore[type-var]
+            async with aclosing(stream.events()) as batches:
                 async for events in batches:
                     chunk = reading.chunk(self._parsed(events, stream))
                     if chunk is None:

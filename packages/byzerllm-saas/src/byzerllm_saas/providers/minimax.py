@@ -9,7 +9,7 @@ Source: https://platform.minimaxi.com/document/ChatCompletion%20Pro
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -212,7 +212,7 @@ class MiniMax(Provider):
     )
     parameters: MiniMaxParameters
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat.
 
         Raises:
@@ -235,7 +235,7 @@ class MiniMax(Provider):
                     # Refusals come as JSON under HTTP 200.
                     yield self._whole(Answer(200, stream.headers, await stream.read()), turn)
                     return
-                async with aclosing(self._chunks(stream, turn)) as chunks:  # type: ignore[type-var]
+                async with aclosing(self._chunks(stream, turn)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 await stream.drain()
@@ -329,9 +329,9 @@ class MiniMax(Provider):
         turn.used(reading.usage)
         return reading.last(text)
 
-    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncIterator[GenerateChunk]:
+    async def _chunks(self, stream: Stream, turn: Turn) -> AsyncGenerator[GenerateChunk, None]:
         reading = _Reading()
-        async with aclosing(stream.events()) as batches:  # type: ignore[type-var]
+        async with aclosing(stream.events()) as batches:
             async for batch in batches:
                 events = [self._event(event.data, stream.headers) for event in batch if event.data]
                 text = reading.text_of(events)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -304,7 +304,7 @@ class Qianfan(OpenAIVectors):
 
     # Both.
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat.
 
         Raises:
@@ -314,7 +314,7 @@ class Qianfan(OpenAIVectors):
             ProviderError, ContextLengthError: Qianfan's refusal or failure.
         """
         chunks = self._generate_v1(request) if self.v1 else super().generate(request)
-        async with aclosing(chunks):  # type: ignore[type-var]
+        async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
 
@@ -341,13 +341,13 @@ class Qianfan(OpenAIVectors):
 
     # v1.
 
-    async def _generate_v1(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def _generate_v1(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         body = self._body(request)
         async with self.turn("chat", request) as turn:
             for last in (False, True):
                 token = await self._fresh_token(turn.key)
                 try:
-                    async with aclosing(self._answer(body, token, turn)) as chunks:  # type: ignore[type-var]
+                    async with aclosing(self._answer(body, token, turn)) as chunks:
                         async for chunk in chunks:
                             yield chunk
                     return
@@ -358,7 +358,7 @@ class Qianfan(OpenAIVectors):
 
     async def _answer(
         self, body: Mapping[str, Any], token: str, turn: Turn
-    ) -> AsyncIterator[GenerateChunk]:
+    ) -> AsyncGenerator[GenerateChunk, None]:
         url = self._url_v1("chat", token)
         if not body.get("stream"):
             yield self._whole_v1(await self.http.send("POST", url, json=body), turn)
@@ -368,7 +368,7 @@ class Qianfan(OpenAIVectors):
                 # Refusals come as JSON under HTTP 200.
                 yield self._whole_v1(Answer(200, stream.headers, await stream.read()), turn)
                 return
-            async with aclosing(self._chunks_v1(stream, turn)) as chunks:  # type: ignore[type-var]
+            async with aclosing(self._chunks_v1(stream, turn)) as chunks:
                 async for chunk in chunks:
                     yield chunk
             await stream.drain()
@@ -383,9 +383,9 @@ class Qianfan(OpenAIVectors):
         turn.used(reading.usage)
         return reading.last(chunk)
 
-    async def _chunks_v1(self, stream: Stream, turn: Turn) -> AsyncIterator[GenerateChunk]:
+    async def _chunks_v1(self, stream: Stream, turn: Turn) -> AsyncGenerator[GenerateChunk, None]:
         reading = _Reading()
-        async with aclosing(stream.events()) as batches:  # type: ignore[type-var]
+        async with aclosing(stream.events()) as batches:
             async for batch in batches:
                 events = [self._read(event.data, stream.headers) for event in batch if event.data]
                 chunk = reading.chunk(events)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -250,7 +250,7 @@ class SparkDesk(Provider):
             )
         return asked or fitting[0]
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Answer a chat.
 
         Raises:

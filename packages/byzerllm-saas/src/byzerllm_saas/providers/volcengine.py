@@ -14,7 +14,7 @@ import re
 import struct
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -160,7 +160,7 @@ class Volcengine(Provider):
     )
     parameters: VolcengineParameters
 
-    async def speak(self, request: SpeechRequest) -> AsyncIterator[GenerateChunk]:
+    async def speak(self, request: SpeechRequest) -> AsyncGenerator[GenerateChunk, None]:
         """Speak a text; a stream's chunks are the vendor's pieces of sound.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -60,16 +60,16 @@ async def speech(context: Context, body: schema.SpeechRequest) -> Response:
     return ByteStream(_sound(chunks), call, media_type=_SOUNDS[format_])
 
 
-async def _sound(chunks: AsyncIterator[GenerateChunk]) -> AsyncIterator[bytes]:
-    async with aclosing(chunks) as source:  # type: ignore[type-var]
+async def _sound(chunks: AsyncGenerator[GenerateChunk, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(chunks) as source:
         async for chunk in source:
             if chunk.audio:
                 yield chunk.audio
 
 
-async def _events(chunks: AsyncIterator[GenerateChunk]) -> AsyncIterator[bytes]:
+async def _events(chunks: AsyncGenerator[GenerateChunk, None]) -> AsyncGenerator[bytes, None]:
     usage = Usage()
-    async with aclosing(chunks) as source:  # type: ignore[type-var]
+    async with aclosing(chunks) as source:
         async for chunk in source:
             usage = chunk.usage or usage
             if chunk.audio:
@@ -121,7 +121,7 @@ def _refuse_format(body: schema.TranscriptionForm) -> None:
         )
 
 
-async def _transcript(context: Context, request: TranscribeRequest) -> AsyncIterator[bytes]:
+async def _transcript(context: Context, request: TranscribeRequest) -> AsyncGenerator[bytes, None]:
     """The events of a transcript. Models tell it at once, so that there is one piece."""
     result = await context.server.gateway.send(context.call, request)
     assert isinstance(result, TranscribeResult)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -117,12 +117,12 @@ class _Chunks:
         self._head = b"data: " + encode(head)[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         question = self._question
         usages: list[EngineUsage] = []
         begun: set[int] = set()
         streams = [question.chunks(index) for index in range(question.n)]
-        async with aclosing(merged(streams)) as chunks:  # type: ignore[type-var]
+        async with aclosing(merged(streams)) as chunks:
             async for index, chunk in chunks:
                 if index not in begun:
                     begun.add(index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -86,7 +86,7 @@ class _Work:
             prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion
         )
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         body = self._body
         include = bool(body.stream_options and body.stream_options.include_usage)
         id_, created = new_id("cmpl-"), int(time.time())
@@ -104,7 +104,7 @@ class _Work:
             self._gateway.stream(self._call, self._request(index, True))
             for index in range(self.count)
         ]
-        async with aclosing(merged(streams)) as chunks:  # type: ignore[type-var]
+        async with aclosing(merged(streams)) as chunks:
             async for index, chunk in chunks:
                 if chunk.usage is not None:
                     usages[index] = chunk.usage

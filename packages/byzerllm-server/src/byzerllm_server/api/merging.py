@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -23,11 +23,11 @@ async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
 
 
-async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
+async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """The items of all streams as they come, each with its stream's number. The first stream that
     fails ends the others."""
     if len(streams) == 1:
-        async with aclosing(streams[0]) as items:  # type: ignore[type-var]
+        async with aclosing(streams[0]) as items:
             async for item in items:
                 yield 0, item
         return
@@ -36,7 +36,7 @@ async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int
     async def pump(index: int) -> None:
         ended: BaseException | None = None
         try:
-            async with aclosing(streams[index]) as items:  # type: ignore[type-var]
+            async with aclosing(streams[index]) as items:
                 async for item in items:
                     await ready.put((index, item))
         except Exception as error:

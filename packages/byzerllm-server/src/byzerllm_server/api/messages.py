@@ -5,7 +5,7 @@ Source: the reference of Anthropic's Messages API.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -312,9 +312,9 @@ class _Events:
         self._question = question
         self._blocks = Blocks()
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         begun = False
-        async with aclosing(self._question.chunks()) as chunks:  # type: ignore[type-var]
+        async with aclosing(self._question.chunks()) as chunks:
             async for chunk in chunks:
                 if not begun:
                     begun = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -89,13 +89,13 @@ class Question:
             del result.tool_calls[1:]
         return result
 
-    async def chunks(self, index: int = 0) -> AsyncIterator[GenerateChunk]:
+    async def chunks(self, index: int = 0) -> AsyncGenerator[GenerateChunk, None]:
         """The pieces of answer number `index`. Closing stops the generation."""
         if self._in_words:
             yield as_chunk(await self.answer(index))
             return
         stream = self._gateway.stream(self.call, self._request(index, True))
-        async with aclosing(stream) as chunks:  # type: ignore[type-var]
+        async with aclosing(stream) as chunks:
             async for chunk in chunks:
                 if not self._parallel and chunk.tool_calls:
                     chunk.tool_calls = [call for call in chunk.tool_calls if not call.index]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn
 
@@ -361,10 +361,10 @@ class _Events:
         self._id = ""
         self._delta = b""
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         call = self._question.call
         try:
-            async with aclosing(self._question.chunks()) as chunks:  # type: ignore[type-var]
+            async with aclosing(self._question.chunks()) as chunks:
                 async for chunk in chunks:
                     if self._whole is None:
                         self._whole = _opened(self._body, call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Self
 
 from byzerllm import Backend, BackendContext
@@ -27,7 +27,7 @@ class AcmeProvider(Backend):
             raise DeployError("Acme refuses this api_key: it has expired")
         return cls(context.parameters.model)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateChunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateChunk, None]:
         question, sampling = self._question(request), request.sampling
         answer = question[::-1]
         for stop in sampling.stop:
