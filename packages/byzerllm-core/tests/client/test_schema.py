@@ -8,6 +8,7 @@ import enum
 import functools
 import inspect
 import json
+import keyword
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Optional
 
@@ -279,7 +280,9 @@ TYPES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (int | None, st.none() | st.integers()),
     (tuple[int, str], st.tuples(st.integers(), st.text(max_size=3))),
 ]
-NAMES = st.text("abcdefgh_", min_size=1, max_size=6).filter(str.isidentifier)
+NAMES = st.text("abcdefgh_", min_size=1, max_size=6).filter(
+    lambda name: not keyword.iskeyword(name)
+)
 
 
 @given(st.data())
