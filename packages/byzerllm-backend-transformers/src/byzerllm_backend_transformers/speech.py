@@ -24,6 +24,7 @@ from byzerllm.errors import ModelLoadError, ParameterError, RequestCancelledErro
 from byzerllm.requests import GenerateChunk, ModelMeta, SpeechRequest, Usage
 from byzerllm_backend_transformers.audio import WRITTEN, Encoder, Samples
 from byzerllm_backend_transformers.loading import check_trust, explained, load
+from byzerllm_backend_transformers.stopping import Watch
 from byzerllm_backend_transformers.tasks import Loading, Task
 from byzerllm_backend_transformers.voices import Voice, Voices
 
@@ -182,7 +183,7 @@ class Speech(Task):
                 padded,
                 attention_mask=mask,
                 history_prompt=history,
-                stopping_criteria=[_Watch(self._check_wanted)],
+                stopping_criteria=[Watch(self._check_wanted)],
                 # A part that nothing is said to would have no sound to put together.
                 semantic_min_new_tokens=2,
                 **_sampling(options),
@@ -270,14 +271,3 @@ def _format_of(request: SpeechRequest) -> str:
         reason = f"Bark speaks at its own speed, 1.0 (got {request.speed:g})"
         raise ParameterError.invalid("speed", reason, where="speech")
     return name
-
-
-class _Watch(transformers.StoppingCriteria):  # type: ignore[misc]
-    """Looks between tokens whether anybody listens, and raises where nobody does."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        self._check = check
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **ignored: Any) -> torch.Tensor:
-        self._check()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

@@ -32,6 +32,7 @@ from byzerllm.requests import (
 )
 from byzerllm_backend_transformers.audio import Samples, read_audio
 from byzerllm_backend_transformers.loading import check_trust, explained, load
+from byzerllm_backend_transformers.stopping import Watch
 from byzerllm_backend_transformers.tasks import Loading, Task
 
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -256,7 +257,7 @@ class Transcription(Task):
                 input_features=features,
                 return_timestamps=True,
                 return_segments=True,
-                stopping_criteria=[_Watch(self, call)],
+                stopping_criteria=[Watch(lambda: self._check_wanted(call))],
                 condition_on_prev_tokens=False,
                 **self._sampling(call.options),
                 **arguments,
@@ -362,16 +363,3 @@ def _encoded_once(encoder: Any) -> Iterator[None]:
         yield
     finally:
         encoder.forward = compute
-
-
-class _Watch(transformers.StoppingCriteria):  # type: ignore[misc]
-    """Looks between tokens whether anybody waits for the text. It raises: `generate` would take a
-    stop for the end of a window and go on with the next."""
-
-    def __init__(self, task: Transcription, call: _Call) -> None:
-        self._task = task
-        self._call = call
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **ignored: Any) -> torch.Tensor:
-        self._task._check_wanted(self._call)
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
